@@ -7,4 +7,5 @@
 
 pub mod config;
 pub mod core;
+pub mod status;
 pub mod store;
