@@ -1,268 +1,210 @@
-//! The lease: what the record says, and who may write it when.
+//! The lease rule: when a challenger may claim, and what a holder may count on.
 //!
 //! `docs/safety.md` argues why these rules keep two trees from ever living at
-//! once; each rule here names the sentence it carries out.
+//! once; each rule here names the sentence of it that it carries out.
 
-use serde::{Deserialize, Serialize};
-use std::fmt;
+use super::record::{Entry, Generation, Happening, Holder, Record, Sighting, Version};
+use super::timing::{Boot, Limits, Timing};
 use std::time::Duration;
 
-/// What changes when a store is replaced or rolled back: for PostgreSQL the system
-/// identifier and the timeline, for a file the identity drawn when it was made.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Generation {
-    /// Which store this is.
-    pub system: String,
-    /// Counts the promotions of a store's standbys; 1 where there is no such thing.
-    pub timeline: u32,
+/// Why a claim is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ground {
+    /// The record says nobody, and may be believed (rule a).
+    Free,
+    /// One version was seen for the whole of the promised time (rule b).
+    Silence,
 }
 
-impl fmt::Display for Generation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.system, self.timeline)
+/// What a challenger has seen, and since when.
+#[derive(Clone, Debug)]
+pub(super) struct Watch {
+    seen: Option<Sighted>,
+    /// The highest token this node ever saw: one below it comes from a store that forgot.
+    pub(super) highest_token: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Sighted {
+    record: Record,
+    generation: Generation,
+    /// Read after the answer of the first look that showed exactly this version.
+    since: Boot,
+}
+
+impl Watch {
+    pub(super) fn new(highest_token: u64) -> Watch {
+        Watch { seen: None, highest_token }
     }
-}
 
-/// Who holds the lease: a node, and which life of its keeper.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Holder {
-    /// The node's name within the service.
-    pub node: String,
-    /// Drawn at random when the keeper starts, and lives as long as it.
-    pub instance: String,
-}
+    /// Takes note of an answer. The count starts anew with another version, and
+    /// with another generation of the store: what was lost between the two is unknown.
+    pub(super) fn sight(&mut self, now: Boot, sighting: &Sighting) {
+        let Some(record) = &sighting.record else {
+            self.seen = None;
+            return;
+        };
+        let same = self
+            .seen
+            .as_ref()
+            .is_some_and(|seen| seen.record.version() == record.version() && seen.generation == sighting.generation);
+        if !same {
+            self.seen = Some(Sighted { record: record.clone(), generation: sighting.generation.clone(), since: now });
+        }
+        self.highest_token = self.highest_token.max(record.token);
+    }
 
-/// The one record that all hosts of a service see.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Record {
-    /// Version of this layout; a record of a later one is refused.
-    pub format: u32,
-    /// Grows by one with each change of holder.
-    pub epoch: u64,
-    /// The fencing token: never decreases, whatever happens to the store.
-    pub token: u64,
-    /// Grows by one with each write.
-    pub seq: u64,
-    /// Who holds the lease, or nobody.
-    pub holder: Option<Holder>,
-    /// The holder's promise: it is gone this long after its last renewal.
-    pub ttl: Duration,
-    /// How often the holder renews: a hint for when to look, and nothing else.
-    pub renew: Duration,
-    /// The generation under which this was written; none for a record just made,
-    /// which nobody may believe before a ttl has passed.
-    pub generation: Option<Generation>,
-    /// Former holders that never released, oldest first, until a fence succeeded.
-    pub unfenced: Vec<Holder>,
-    /// The node that a hand-over is meant for.
-    pub handover: Option<Handover>,
-    /// Why the last change of holder happened, for people.
-    pub why: String,
-}
+    /// Forgets what was seen: the next sighting starts the count.
+    pub(super) fn forget(&mut self) {
+        self.seen = None;
+    }
 
-/// A released lease that is meant for one node, for a while.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Handover {
-    /// The node that may claim.
-    pub to: String,
-    /// For how long it excludes the others, counted by each from its own first sighting.
-    pub limit: Duration,
-}
+    /// The record last seen.
+    pub(super) fn record(&self) -> Option<&Record> {
+        self.seen.as_ref().map(|seen| &seen.record)
+    }
 
-impl Record {
-    /// The layout this program writes.
-    pub const FORMAT: u32 = 1;
+    /// How long until this node may claim, and on which ground; none if there is no
+    /// record to claim. `me` is this node's name, `timing` its own.
+    pub(super) fn claim_in(&self, now: Boot, me: &str, timing: &Timing) -> Option<(Duration, Ground)> {
+        let seen = self.seen.as_ref()?;
+        let watched = now.slow_since(seen.since);
+        let believed = seen.record.holder.is_none()
+            && seen.record.generation.as_ref() == Some(&seen.generation)
+            && seen.record.token >= self.highest_token;
+        if believed {
+            let excluded = match &seen.record.handover {
+                Some(handover) if handover.to != me => handover.limit.saturating_sub(watched),
+                _ => Duration::ZERO,
+            };
+            return Some((excluded, Ground::Free));
+        }
+        // Nobody promised anything in a record that fails the guards of rule (a):
+        // then our own ttl counts too, if it is the longer one.
+        let ttl = match seen.record.holder {
+            Some(_) => seen.record.ttl,
+            None => seen.record.ttl.max(timing.ttl),
+        };
+        Some((timing.patience(ttl).saturating_sub(watched), Ground::Silence))
+    }
 
-    /// The record of a service that never ran: nobody, under no generation.
-    pub fn fresh(ttl: Duration, renew: Duration) -> Record {
-        Record {
+    /// The record that a claim by `me` would write over the one last seen, the version
+    /// it names, and the line of history that goes with it.
+    pub(super) fn claim(&self, me: &Holder, timing: &Timing) -> Option<Write> {
+        let seen = self.seen.as_ref()?;
+        let old = &seen.record;
+        // A timeline counts more than any number of claims under the one before.
+        let floor = u64::from(seen.generation.timeline) << 32;
+        let token = old.token.max(self.highest_token).max(floor) + 1;
+        let mut unfenced = old.unfenced.clone();
+        let (what, why) = match &old.holder {
+            Some(silent) => {
+                // One entry a node: the newest instance stands for those before it.
+                unfenced.retain(|former| former.node != silent.node);
+                unfenced.push(silent.clone());
+                let why = format!("{} fell silent for longer than its ttl of {:?}", silent.node, old.ttl);
+                (Happening::Takeover, why)
+            }
+            None => (Happening::Claim, format!("nobody held it: {}", old.why)),
+        };
+        let next = Record {
             format: Record::FORMAT,
-            epoch: 0,
-            token: 0,
-            seq: 0,
-            holder: None,
-            ttl,
-            renew,
-            generation: None,
-            unfenced: Vec::new(),
+            epoch: old.epoch + 1,
+            token,
+            seq: old.seq + 1,
+            previous: old.holder.as_ref().map_or_else(|| old.previous.clone(), |holder| holder.node.clone()),
+            holder: Some(me.clone()),
+            ttl: timing.ttl,
+            renew: timing.renew,
+            generation: Some(seen.generation.clone()),
+            unfenced,
             handover: None,
-            why: "made".into(),
-        }
-    }
-
-    /// The version that a swap has to name to replace this record.
-    pub fn version(&self) -> Version {
-        Version { generation: self.generation.clone(), epoch: self.epoch, seq: self.seq }
+            why: why.clone(),
+        };
+        let entry = Entry { what, node: me.node.clone(), epoch: next.epoch, token, why };
+        Some(Write { version: old.version(), next, entry: Some(entry) })
     }
 }
 
-/// Which state of the record a swap is meant for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Version {
-    /// The generation under which the record was written.
-    pub generation: Option<Generation>,
-    /// Its epoch.
-    pub epoch: u64,
-    /// Its sequence number.
-    pub seq: u64,
+/// A swap, ready to be sent.
+#[derive(Clone, Debug)]
+pub(super) struct Write {
+    pub(super) version: Version,
+    pub(super) next: Record,
+    pub(super) entry: Option<Entry>,
 }
 
-/// What one look at the store showed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sighting {
-    /// The record, or none if the service has no record.
-    pub record: Option<Record>,
-    /// The generation of the store at the moment of the look.
-    pub generation: Generation,
-    /// How long ago the record was written, by the store's own clock: a hint for when
-    /// to look next and a figure for people; never used to decide.
-    pub age: Option<Duration>,
+/// A lease that this node holds, or believes to hold until it is told otherwise.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) epoch: u64,
+    pub(super) token: u64,
+    /// The record as we know it, with the generation of the store; none for an agent
+    /// that was started over a running lease and has not looked yet.
+    pub(super) record: Option<(Record, Generation)>,
+    /// From the last confirmed swap.
+    confirmed: Limits,
+    /// The tightest of what every swap since, not yet answered or never answered,
+    /// would give if it alone took effect.
+    doubt: Limits,
 }
 
-/// What a node is at the moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// It holds the lease.
-    Active,
-    /// It waits for it.
-    Standby,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Role::Active => "active",
-            Role::Standby => "standby",
-        })
+impl Held {
+    /// A lease that was just confirmed, or one that a keeper lives under already.
+    pub(super) fn new(epoch: u64, token: u64, confirmed: Limits) -> Held {
+        Held { epoch, token, record: None, confirmed, doubt: Limits::FOREVER }
     }
-}
 
-/// The health of a node's command, as the others are told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Health {
-    /// The command does not run here.
-    Idle,
-    /// Started, and not yet ready.
-    Starting,
-    /// The last check passed.
-    Healthy,
-    /// The last check failed.
-    Failing,
-    /// It is being stopped.
-    Stopping,
-    /// It ended, and waits for its next start.
-    Waiting,
-}
-
-impl fmt::Display for Health {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Health::Idle => "idle",
-            Health::Starting => "starting",
-            Health::Healthy => "healthy",
-            Health::Failing => "failing",
-            Health::Stopping => "stopping",
-            Health::Waiting => "waiting",
-        })
+    /// What is in force: the minimum over the last confirmed swap and each unresolved one.
+    pub(super) fn limits(&self) -> Limits {
+        self.confirmed.tightest(self.doubt)
     }
-}
 
-/// What a node tells the others of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
-    /// The node's name.
-    pub node: String,
-    /// The life of its keeper.
-    pub instance: String,
-    /// The name of the machine.
-    pub host: String,
-    /// The version of the program.
-    pub version: String,
-    /// What it is.
-    pub role: Role,
-    /// How its command is.
-    pub health: Health,
-}
-
-/// A member as the store shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seen {
-    /// What it said of itself.
-    pub member: Member,
-    /// How long ago it was heard, by the store's clock: for people.
-    pub age: Duration,
-}
-
-/// The answer to a look.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
-    /// The record, with the generation of the store.
-    pub sighting: Sighting,
-    /// Every member of the service, ourselves included.
-    pub members: Vec<Seen>,
-}
-
-/// The answer to a swap.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Swap {
-    /// The record is now what we wrote.
-    Done,
-    /// The record had another version (or the store another generation); nothing was written.
-    Changed(Sighting),
-}
-
-/// Why a call to the store gave no answer that can be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// The call certainly changed nothing: it was never sent, or refused as a whole.
-    Refused(String),
-    /// Nobody knows whether it took effect, or still will.
-    Unknown(String),
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Trouble::Refused(why) | Trouble::Unknown(why) => f.write_str(why),
-        }
+    /// A swap that would give `limits` leaves: until it is confirmed, it may or may not count.
+    pub(super) fn sent(&mut self, limits: Limits) {
+        self.doubt = self.doubt.tightest(limits);
     }
-}
 
-/// What happened to the lease, for the history.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Happening {
-    /// Claimed from nobody.
-    Claim,
-    /// Claimed from a holder that had fallen silent.
-    Takeover,
-    /// Given back in order, with proof that the tree was gone.
-    Release,
-}
-
-impl fmt::Display for Happening {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Happening::Claim => "claim",
-            Happening::Takeover => "takeover",
-            Happening::Release => "release",
-        })
+    /// A swap was confirmed: it alone counts, and none of those before it can take effect
+    /// any more, since each names a version that is gone.
+    pub(super) fn confirm(&mut self, limits: Limits, record: Record, generation: Generation) {
+        self.confirmed = limits;
+        self.doubt = Limits::FOREVER;
+        self.record = Some((record, generation));
     }
-}
 
-/// A line of history, written in the same statement as the swap that it tells of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// What happened.
-    pub what: Happening,
-    /// Who did it.
-    pub node: String,
-    /// Under which epoch.
-    pub epoch: u64,
-    /// The fencing token of that epoch.
-    pub token: u64,
-    /// Why, for people.
-    pub why: String,
+    /// The renewal that is due: everything as it is, one write later.
+    pub(super) fn renewal(&self, timing: &Timing) -> Option<Write> {
+        let (old, generation) = self.record.as_ref()?;
+        let next = Record {
+            seq: old.seq + 1,
+            ttl: timing.ttl,
+            renew: timing.renew,
+            generation: Some(generation.clone()),
+            ..old.clone()
+        };
+        Some(Write { version: old.version(), next, entry: None })
+    }
+
+    /// The release, with its reason.
+    pub(super) fn release(&self, me: &Holder, why: &str) -> Option<Write> {
+        let (old, generation) = self.record.as_ref()?;
+        let next = Record {
+            seq: old.seq + 1,
+            previous: me.node.clone(),
+            holder: None,
+            generation: Some(generation.clone()),
+            handover: None,
+            why: format!("released by {}: {why}", me.node),
+            ..old.clone()
+        };
+        let entry = Entry {
+            what: Happening::Release,
+            node: me.node.clone(),
+            epoch: self.epoch,
+            token: self.token,
+            why: why.to_string(),
+        };
+        Some(Write { version: old.version(), next, entry: Some(entry) })
+    }
 }

@@ -8,12 +8,17 @@
 //! This module knows nobody: every other room of the house may use it.
 
 mod lease;
+mod node;
 mod orders;
+mod record;
 mod timing;
+mod watch;
 
-pub use lease::{
+pub use node::{Answer, Effect, Event, Flaw, Node, Patience, Setup, View, code};
+pub use orders::{Exit, Level, MEMO_MAX, Order, Report, Snapshot, Stage, Start, Tree};
+pub use record::{
     Entry, Generation, Handover, Happening, Health, Holder, Look, Member, Record, Role, Seen, Sighting, Swap, Trouble,
     Version,
 };
-pub use orders::{Exit, Level, MEMO_MAX, Order, Report, Snapshot, Stage, Start, Tree};
 pub use timing::{Boot, Budget, Limits, Shortfall, Timing};
+pub use watch::{Supervision, Verdict, When};

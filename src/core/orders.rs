@@ -121,6 +121,8 @@ pub struct Snapshot {
     pub limits: Limits,
     /// What is left of the command.
     pub tree: Tree,
+    /// How its leader ended, if it has.
+    pub exit: Option<Exit>,
     /// The token the command was last started with.
     pub token: u64,
     /// An orderly stop was asked for.
