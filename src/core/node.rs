@@ -361,6 +361,9 @@ impl Node {
 
     /// How long until the node has something to do by itself.
     pub fn wake_in(&self, now: Boot) -> Duration {
+        if self.done {
+            return IDLE_ALIVE;
+        }
         let mut wake = now.until(self.last_said.plus(self.alive_after()));
         let mut at_most = |d: Duration| wake = wake.min(d);
         if let Some(d) = self.command.due_in(now) {
