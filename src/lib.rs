@@ -9,3 +9,4 @@ pub mod config;
 pub mod core;
 pub mod status;
 pub mod store;
+pub mod worker;
