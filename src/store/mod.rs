@@ -6,6 +6,7 @@
 //! that was cut off may still take effect later.
 
 pub mod bounded;
+pub mod file;
 
 use crate::core::{Entry, Look, Member, Record, Swap, Trouble, Version};
 use std::time::Duration;
