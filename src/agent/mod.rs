@@ -1,0 +1,3 @@
+//! The process that decides: threads around the core.
+
+pub mod health;
