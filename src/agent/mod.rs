@@ -1,3 +1,4 @@
 //! The process that decides: threads around the core.
 
 pub mod health;
+pub mod logging;
