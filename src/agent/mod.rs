@@ -1,4 +1,5 @@
 //! The process that decides: threads around the core.
 
+pub mod control;
 pub mod health;
 pub mod logging;
