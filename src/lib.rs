@@ -5,7 +5,9 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod agent;
 pub mod config;
 pub mod core;
 pub mod status;
 pub mod store;
+pub mod worker;
