@@ -5,6 +5,8 @@
 //! caller must assume of a call: it may hang ([`bounded`] cuts it off), and a call
 //! that was cut off may still take effect later.
 
+pub mod postgres;
+
 use crate::core::{Entry, Look, Member, Record, Swap, Trouble, Version};
 use std::time::Duration;
 
