@@ -6,7 +6,8 @@
 //! that was cut off may still take effect later.
 
 pub mod bounded;
-pub mod file;
+mod file;
+mod postgres;
 
 use crate::core::{Entry, Look, Member, Record, Swap, Trouble, Version};
 use std::time::Duration;
