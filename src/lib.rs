@@ -7,5 +7,9 @@
 
 pub mod config;
 pub mod core;
+pub mod keeper;
 pub mod status;
 pub mod store;
+pub mod sys;
+pub mod tree;
+pub mod wire;
