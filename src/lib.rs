@@ -8,6 +8,10 @@
 pub mod agent;
 pub mod config;
 pub mod core;
+pub mod keeper;
 pub mod status;
 pub mod store;
+pub mod sys;
+pub mod tree;
+pub mod wire;
 pub mod worker;

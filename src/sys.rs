@@ -1,0 +1,713 @@
+//! The few system calls that the libraries lack, as safe functions; the only `unsafe`.
+//!
+//! Nothing here decides anything. What must never happen here: an allocation, a
+//! lock or a panic between fork and exec.
+
+#![allow(unsafe_code)]
+
+use crate::core::{Boot, Exit, Stage};
+use nix::libc;
+use std::ffi::{CStr, CString, OsStr};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+/// Reads CLOCK_BOOTTIME and CLOCK_MONOTONIC_RAW together.
+///
+/// A clock that cannot be read is [`Boot::NEVER`]: every limit has passed, which
+/// stops the command instead of running it without a deadline.
+pub fn now() -> Boot {
+    Boot { boot: nanos_of(libc::CLOCK_BOOTTIME), raw: nanos_of(libc::CLOCK_MONOTONIC_RAW) }
+}
+
+fn nanos_of(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a timespec that outlives the call.
+    if unsafe { libc::clock_gettime(clock, &mut time) } != 0 {
+        return u64::MAX;
+    }
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(u64::MAX);
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// A one-shot timer on CLOCK_BOOTTIME: it goes on while the machine sleeps.
+pub struct Timer(OwnedFd);
+
+impl Timer {
+    /// # Errors
+    /// When the kernel has no descriptor left.
+    pub fn new() -> io::Result<Timer> {
+        // SAFETY: takes no pointers; the descriptor it returns is owned by nobody else.
+        let fd = unsafe { libc::timerfd_create(libc::CLOCK_BOOTTIME, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
+        owned(fd).map(Timer)
+    }
+
+    /// Goes off after `delay` (at once if that is zero), or never. Arming it again
+    /// also forgets that it went off.
+    pub fn arm(&self, delay: Option<Duration>) {
+        let delay = delay.map_or(Duration::ZERO, |d| d.max(Duration::from_nanos(1)));
+        let value = libc::timespec {
+            tv_sec: libc::time_t::try_from(delay.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: libc::c_long::from(delay.subsec_nanos() as i32),
+        };
+        let spec = libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+        // SAFETY: `spec` outlives the call; the old value is not asked for.
+        unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
+    }
+}
+
+impl AsFd for Timer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: called only with a descriptor that a system call has just returned.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes this process the parent of every orphan among its descendants.
+///
+/// # Errors
+/// On a kernel before 3.4.
+pub fn become_subreaper() -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    checked(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) })
+}
+
+/// Gives this process the name that `ps` and `/proc/<pid>/comm` show.
+pub fn set_name(name: &CStr) {
+    // SAFETY: the kernel reads at most 16 bytes of a string that ends with NUL.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
+}
+
+/// Sets SIGCHLD back to its default: ignored, which a parent can leave behind, it
+/// would make the kernel reap our children before we see how they ended.
+pub fn expect_children() {
+    // SAFETY: SIG_DFL installs no code of ours.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// Keeps the pages that this process has touched and will touch in memory, if that is
+/// allowed without a limit: under a limit, growth of the stack would end in SIGSEGV.
+/// Says whether they are kept.
+pub fn lock_memory() -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` outlives the call.
+    let unlimited =
+        unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) } == 0 && limit.rlim_cur == libc::RLIM_INFINITY;
+    if !unlimited && !has_capability(CAP_IPC_LOCK) {
+        return false;
+    }
+    // ONFAULT: without it, mlockall copies every writable page of the binary at once.
+    // SAFETY: takes numbers only.
+    unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) == 0 }
+}
+
+/// Number of CAP_IPC_LOCK, from capability.h.
+const CAP_IPC_LOCK: u32 = 14;
+
+fn has_capability(number: u32) -> bool {
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return false };
+    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|set| set >> number & 1 == 1)
+}
+
+/// Gives the heap that start-up left free back to the system.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number only; glibc locks its own heap.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Marks every descriptor from 3 on to be closed by exec: nothing that our own parent
+/// left open reaches the command.
+pub fn close_on_exec() {
+    // SAFETY: takes numbers only and closes nothing now.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if done != 0 {
+        for fd in 3..4096 {
+            // SAFETY: takes numbers only; EBADF is an outcome.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+}
+
+/// A copy of a descriptor numbered 10 or more, closed by exec, so that it is not in the
+/// way of the fixed numbers that the agent inherits.
+///
+/// # Errors
+/// When no descriptor is left.
+pub fn lift(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only; the descriptor it returns is owned by nobody else.
+    owned(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 10) })
+}
+
+/// Takes the descriptor that this process was started with under a fixed number, and
+/// marks it to be closed by exec. None if it is not open. To be called once a number.
+pub fn inherited(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: takes numbers only.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return None;
+    }
+    // SAFETY: it is open, and nobody else in this process owns a number that our
+    // parent has fixed; the callers take each number once.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A memory file that holds `bytes` and can never be changed again.
+///
+/// # Errors
+/// When the kernel refuses memory or a descriptor.
+pub fn sealed(name: &CStr, bytes: &[u8]) -> io::Result<OwnedFd> {
+    // SAFETY: the name ends with NUL; the descriptor is owned by nobody else.
+    let fd = owned(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) })?;
+    let mut file = File::from(fd);
+    file.write_all(bytes)?;
+    let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
+    // SAFETY: takes numbers only.
+    checked(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })?;
+    Ok(file.into())
+}
+
+/// 16 hexadecimal digits from the kernel's random source.
+///
+/// # Errors
+/// When the kernel has no random source.
+pub fn random_name() -> io::Result<String> {
+    let mut bytes = [0u8; 8];
+    // SAFETY: the buffer is 8 bytes long and outlives the call.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got != 8 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}
+
+/// A descriptor that names one process for good, even after its number is used again.
+///
+/// # Errors
+/// ESRCH when there is no such process, ENOSYS before Linux 5.3.
+pub fn open_process(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only; the descriptor it returns is owned by nobody else.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as libc::c_int)
+}
+
+/// Sends a signal to the process that a descriptor of [`open_process`] names.
+///
+/// # Errors
+/// ESRCH when it has ended, EPERM.
+pub fn signal_process(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: no siginfo is passed.
+    checked(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, info, 0) } as libc::c_int)
+}
+
+/// Sends a signal to one process. That it is gone already is not an error.
+pub fn kill(pid: i32, signal: i32) {
+    if pid > 1 {
+        // SAFETY: takes numbers only.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// Sends a signal to a process group. That it is empty is not an error. The caller
+/// knows that the group is still its own: its leader is not reaped.
+pub fn kill_group(group: i32, signal: i32) {
+    if group > 1 {
+        // SAFETY: takes numbers only; never group 0 or 1, which would mean ourselves or everybody.
+        unsafe { libc::kill(-group, signal) };
+    }
+}
+
+/// The process group of a process, if that exists.
+pub fn group_of(pid: i32) -> Option<i32> {
+    // SAFETY: takes numbers only.
+    let group = unsafe { libc::getpgid(pid) };
+    (group > 0).then_some(group)
+}
+
+/// A child that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its pid.
+    pub pid: i32,
+    /// How it ended.
+    pub exit: Exit,
+}
+
+/// Which children to ask about.
+#[derive(Clone, Copy, Debug)]
+pub enum Which {
+    /// Any.
+    Any,
+    /// This one.
+    Pid(i32),
+}
+
+/// Looks for a child that has ended, and leaves it as it is.
+pub fn peek(which: Which) -> Option<Ended> {
+    wait(which, libc::WNOWAIT)
+}
+
+/// Reaps this child if it has ended. There is no way to reap just any child: that
+/// could be the leader, whose pid has to pin its group to the last.
+pub fn reap(pid: i32) -> Option<Ended> {
+    wait(Which::Pid(pid), 0)
+}
+
+fn wait(which: Which, option: libc::c_int) -> Option<Ended> {
+    let (kind, id) = match which {
+        Which::Any => (libc::P_ALL, 0),
+        Which::Pid(pid) => (libc::P_PID, libc::id_t::try_from(pid).ok()?),
+    };
+    // SAFETY: all zeros is a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` outlives the call.
+    let done = unsafe { libc::waitid(kind, id, &mut info, libc::WEXITED | libc::WNOHANG | libc::__WALL | option) };
+    // SAFETY: waitid fills the fields of SIGCHLD, or leaves the zeros.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if done != 0 || pid == 0 {
+        return None;
+    }
+    let exit = if info.si_code == libc::CLD_EXITED { Exit::Code(status as u8) } else { Exit::Signal(status) };
+    Some(Ended { pid, exit })
+}
+
+/// The entries of an open folder that are numbers, such as the pids in `/proc`, without
+/// allocating. Calls `each` until it says false.
+///
+/// # Errors
+/// As getdents64.
+pub fn each_number(folder: BorrowedFd<'_>, mut each: impl FnMut(i32) -> bool) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    unsafe { libc::lseek(folder.as_raw_fd(), 0, libc::SEEK_SET) };
+    let mut buffer = [0u64; 1024];
+    loop {
+        // SAFETY: the buffer is as long as said, aligned for dirent64, and outlives the call.
+        let got = unsafe {
+            libc::syscall(libc::SYS_getdents64, folder.as_raw_fd(), buffer.as_mut_ptr(), size_of_val(&buffer))
+        };
+        if got < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if got == 0 {
+            return Ok(());
+        }
+        // SAFETY: the kernel has written `got` bytes, at most the size of the buffer.
+        let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), got as usize) };
+        // struct linux_dirent64: u64 inode, i64 offset, u16 length, u8 type, name.
+        let mut at = 0;
+        while let Some(length) = bytes.get(at + 16..at + 18) {
+            let length = usize::from(u16::from_ne_bytes([length[0], length[1]]));
+            let name = bytes.get(at + 19..at + length).unwrap_or_default();
+            let name = name.split(|b| *b == 0).next().unwrap_or_default();
+            let number = std::str::from_utf8(name).ok().and_then(|n| n.parse().ok());
+            if let Some(number) = number
+                && !each(number)
+            {
+                return Ok(());
+            }
+            if length == 0 {
+                break;
+            }
+            at += length;
+        }
+    }
+}
+
+/// A program, its arguments and its environment, laid out once so that a start allocates nothing.
+pub struct Program {
+    file: Executable,
+    arguments: Vec<CString>,
+    /// Each `NAME=value` and a NUL; those of [`Program::set`] keep room for their longest value.
+    environment: Vec<Vec<u8>>,
+    argument_pointers: Vec<*const libc::c_char>,
+    environment_pointers: Vec<*const libc::c_char>,
+}
+
+/// What is executed.
+pub enum Executable {
+    /// The first of these that can be run, as with PATH.
+    Paths(Vec<CString>),
+    /// An open file, whatever its name holds by now.
+    Open(OwnedFd),
+}
+
+/// The longest value of a variable that is set at each start, in bytes.
+pub const VALUE_MAX: usize = 255;
+
+impl Program {
+    /// # Errors
+    /// When a string holds a NUL.
+    pub fn new(
+        file: Executable,
+        arguments: &[impl AsRef<OsStr>],
+        environment: impl Iterator<Item = (impl AsRef<OsStr>, impl AsRef<OsStr>)>,
+    ) -> io::Result<Program> {
+        let arguments = arguments.iter().map(|a| CString::new(a.as_ref().as_bytes())).collect::<Result<Vec<_>, _>>()?;
+        let mut program = Program {
+            file,
+            arguments,
+            environment: Vec::new(),
+            argument_pointers: Vec::new(),
+            environment_pointers: Vec::new(),
+        };
+        for (name, value) in environment {
+            let pair = [name.as_ref().as_bytes(), b"=", value.as_ref().as_bytes()].concat();
+            program.environment.push(CString::new(pair)?.into_bytes_with_nul());
+        }
+        program.environment_pointers.reserve(program.environment.len() + 9);
+        Ok(program)
+    }
+
+    /// Makes room for a variable that [`Program::set`] gives its value before each start.
+    pub fn add_slot(&mut self, name: &str) -> usize {
+        let mut slot = Vec::with_capacity(name.len() + 2 + VALUE_MAX);
+        slot.extend_from_slice(name.as_bytes());
+        slot.extend_from_slice(b"=\0");
+        self.environment.push(slot);
+        self.environment.len() - 1
+    }
+
+    /// Sets the value of a slot, cut at [`VALUE_MAX`] bytes or a NUL; allocates nothing.
+    pub fn set(&mut self, slot: usize, value: &[u8]) {
+        let Some(variable) = self.environment.get_mut(slot) else { return };
+        let name = variable.iter().position(|b| *b == b'=').map_or(0, |at| at + 1);
+        variable.truncate(name);
+        variable.extend(value.iter().take(VALUE_MAX).take_while(|b| **b != 0));
+        variable.push(0);
+    }
+
+    /// What would be executed first, for messages.
+    pub fn paths(&self) -> &[CString] {
+        match &self.file {
+            Executable::Paths(paths) => paths,
+            Executable::Open(_) => &[],
+        }
+    }
+}
+
+/// How a child is set up, in the order of the fields.
+pub struct Setup<'a> {
+    /// It is born into this cgroup (an open folder).
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// Signals that it ignores; all others have their default.
+    pub ignored: &'a [i32],
+    /// Written to `/proc/self/oom_score_adj`.
+    pub oom_score: Option<&'a [u8]>,
+    /// User id, group id and all groups.
+    pub user: Option<(u32, u32, &'a [u32])>,
+    /// Working directory.
+    pub directory: Option<&'a CStr>,
+    /// What happens to it when this process dies.
+    pub parent_death: ParentDeath,
+    /// Its standard input.
+    pub input: Input<'a>,
+    /// What it inherits from descriptor 3 on, in this order; these are numbered 10 or more.
+    pub inherit: &'a [BorrowedFd<'a>],
+}
+
+/// What happens to a child when its parent dies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum ParentDeath {
+    /// It is killed.
+    Kill,
+    /// It goes on.
+    Survive,
+}
+
+/// A child's standard input.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// This one.
+    From(BorrowedFd<'a>),
+    /// Ours.
+    Ours,
+    /// Ours, a terminal, whose foreground the child becomes.
+    Terminal,
+}
+
+/// A child that was forked and is on its way to its first instruction.
+pub struct Spawned {
+    /// Its pid, which is its process group too.
+    pub pid: i32,
+    /// Ends without a byte once the program runs; else [`read_failure`] has the cause.
+    pub outcome: OwnedFd,
+}
+
+/// Starts a program in a process group of its own. Does not wait for its exec.
+///
+/// # Errors
+/// When no process or pipe can be made; EOPNOTSUPP and the like for the cgroup.
+pub fn spawn(program: &mut Program, setup: &Setup<'_>) -> io::Result<Spawned> {
+    let mut ends = [0; 2];
+    // SAFETY: the array holds two descriptors and outlives the call.
+    checked(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) })?;
+    let (outcome, report) = (owned(ends[0])?, owned(ends[1])?);
+    // A standard stream that was closed at our start must not make the pipe one.
+    let report = if report.as_raw_fd() < 10 { lift(report.as_fd())? } else { report };
+
+    let Program { file, arguments, environment, argument_pointers, environment_pointers } = program;
+    argument_pointers.clear();
+    argument_pointers.extend(arguments.iter().map(|a| a.as_ptr()));
+    argument_pointers.push(std::ptr::null());
+    environment_pointers.clear();
+    environment_pointers.extend(environment.iter().map(|e| e.as_ptr().cast()));
+    environment_pointers.push(std::ptr::null());
+    // SAFETY: takes nothing.
+    let parent = unsafe { libc::getpid() };
+
+    // SAFETY: this process has one thread; the child calls only what is safe after fork, and never returns.
+    let pid = unsafe {
+        match fork(setup.cgroup)? {
+            0 => {
+                let failed = enter(file, argument_pointers, environment_pointers, setup, parent, report.as_raw_fd());
+                let bytes = encode_failure(failed);
+                libc::write(report.as_raw_fd(), bytes.as_ptr().cast(), bytes.len());
+                libc::_exit(if failed.1 == libc::ENOENT { 127 } else { 126 });
+            }
+            pid => pid,
+        }
+    };
+    // Both sides do this, so that whoever is first, the group exists for both.
+    // SAFETY: takes numbers only; fails if the child has executed already, and then it has done it itself.
+    unsafe { libc::setpgid(pid, pid) };
+    Ok(Spawned { pid, outcome })
+}
+
+/// Whether a child can be born into this cgroup: a rights question that only a trial answers.
+pub fn can_enter(cgroup: BorrowedFd<'_>) -> bool {
+    // SAFETY: the child calls _exit and nothing else.
+    let pid = match unsafe { fork(Some(cgroup)) } {
+        Ok(0) => unsafe { libc::_exit(0) },
+        Ok(pid) => pid,
+        Err(_) => return false,
+    };
+    // SAFETY: no status is asked for. It waits for one _exit.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) };
+    true
+}
+
+/// From sched.h; the library's constant is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// # Safety
+/// In the child (0) only what is safe after fork may be called.
+unsafe fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<i32> {
+    let pid = match cgroup {
+        // SAFETY: the caller's.
+        None => unsafe { libc::fork() },
+        Some(folder) => {
+            // Born into it: writing cgroup.procs later waits for an RCU grace period, milliseconds.
+            // SAFETY: all zeros is a valid clone_args.
+            let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+            args.flags = CLONE_INTO_CGROUP;
+            args.exit_signal = libc::SIGCHLD as u64;
+            args.cgroup = folder.as_raw_fd() as u64;
+            // SAFETY: the arguments outlive the call; no memory is shared, as with fork.
+            unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<libc::clone_args>()) as i32 }
+        }
+    };
+    if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) }
+}
+
+/// The child's way from fork to exec. Returns only on failure.
+///
+/// # Safety
+/// Runs after fork: no allocation, no lock, no panic.
+unsafe fn enter(
+    file: &Executable,
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+    setup: &Setup<'_>,
+    parent: i32,
+    report: RawFd,
+) -> (Stage, i32) {
+    // SAFETY: every pointer points into memory that the parent laid out before the
+    // fork; every call is async-signal-safe.
+    unsafe {
+        let errno = || *libc::__errno_location();
+        if libc::setpgid(0, 0) != 0 {
+            return (Stage::Group, errno());
+        }
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        for signal in setup.ignored {
+            libc::signal(*signal, libc::SIG_IGN);
+        }
+        if let Some(score) = setup.oom_score {
+            let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            libc::write(fd, score.as_ptr().cast(), score.len());
+        }
+        match setup.input {
+            Input::From(fd) => {
+                libc::dup2(fd.as_raw_fd(), 0);
+            }
+            Input::Ours => {}
+            Input::Terminal => {
+                // SIGTTOU is still blocked, as all signals are: this does not stop us.
+                libc::tcsetpgrp(0, libc::getpid());
+            }
+        }
+        if let Some((uid, gid, groups)) = setup.user
+            && (libc::setgroups(groups.len(), groups.as_ptr()) != 0 || libc::setgid(gid) != 0 || libc::setuid(uid) != 0)
+        {
+            return (Stage::User, errno());
+        }
+        if let Some(directory) = setup.directory
+            && libc::chdir(directory.as_ptr()) != 0
+        {
+            return (Stage::Directory, errno());
+        }
+        // After the change of user, which clears it.
+        if setup.parent_death == ParentDeath::Kill {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) != 0 {
+                return (Stage::ParentDeath, errno());
+            }
+            if libc::getppid() != parent {
+                libc::kill(libc::getpid(), libc::SIGKILL);
+            }
+        }
+        let mut target = 3;
+        for source in setup.inherit {
+            if libc::dup2(source.as_raw_fd(), target) < 0 {
+                return (Stage::Exec, errno());
+            }
+            target += 1;
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        let _ = report;
+
+        let arguments = arguments.as_ptr();
+        let environment = environment.as_ptr();
+        match file {
+            Executable::Open(file) => {
+                let flags = libc::AT_EMPTY_PATH;
+                libc::syscall(libc::SYS_execveat, file.as_raw_fd(), c"".as_ptr(), arguments, environment, flags);
+                (Stage::Exec, errno())
+            }
+            Executable::Paths(paths) => {
+                // As execvp: go on past what is not there, and say "not permitted" if that was met.
+                let mut cause = libc::ENOENT;
+                for path in paths {
+                    libc::execve(path.as_ptr(), arguments, environment);
+                    match errno() {
+                        libc::ENOENT | libc::ENOTDIR => {}
+                        libc::EACCES => cause = libc::EACCES,
+                        other => return (Stage::Exec, other),
+                    }
+                }
+                (Stage::Exec, cause)
+            }
+        }
+    }
+}
+
+const STAGES: [Stage; 7] =
+    [Stage::Fork, Stage::Cgroup, Stage::Group, Stage::User, Stage::Directory, Stage::ParentDeath, Stage::Exec];
+
+/// The number that stands for a stage outside this program's memory.
+pub fn number_of(stage: Stage) -> u8 {
+    stage as u8
+}
+
+/// The stage that a number stands for.
+pub fn stage_of(number: u8) -> Option<Stage> {
+    STAGES.get(usize::from(number)).copied()
+}
+
+fn encode_failure((stage, errno): (Stage, i32)) -> [u8; 5] {
+    let e = errno.to_ne_bytes();
+    [number_of(stage), e[0], e[1], e[2], e[3]]
+}
+
+/// What has become of a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The child is still between fork and exec.
+    Pending,
+    /// The program runs (or the child was killed on its way).
+    Running,
+    /// It could not be run.
+    Failed(Stage, i32),
+}
+
+/// Reads [`Spawned::outcome`] without waiting.
+pub fn read_outcome(pipe: BorrowedFd<'_>) -> Outcome {
+    let mut bytes = [0u8; 5];
+    match nix::unistd::read(pipe, &mut bytes) {
+        Ok(5) => {
+            let errno = i32::from_ne_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
+            Outcome::Failed(stage_of(bytes[0]).unwrap_or(Stage::Exec), errno)
+        }
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => Outcome::Pending,
+        _ => Outcome::Running,
+    }
+}
+
+/// Whether standard input is a terminal whose foreground we are.
+pub fn in_foreground() -> bool {
+    // SAFETY: takes numbers only.
+    unsafe { libc::tcgetpgrp(0) == libc::getpgrp() }
+}
+
+/// Takes the terminal's foreground back from a child. SIGTTOU has to be blocked.
+pub fn take_foreground() {
+    // SAFETY: takes numbers only; without a terminal it fails, and that is fine.
+    unsafe { libc::tcsetpgrp(0, libc::getpgrp()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_keep_their_numbers() {
+        for stage in STAGES {
+            assert_eq!(stage_of(number_of(stage)), Some(stage));
+        }
+        assert_eq!(stage_of(7), None);
+    }
+
+    #[test]
+    fn both_clocks_go_on() {
+        let a = now();
+        let b = now();
+        assert!(b.boot >= a.boot && b.raw >= a.raw && a.boot > 0 && a.raw > 0);
+    }
+
+    #[test]
+    fn a_sealed_file_cannot_be_written() {
+        let mut file = File::from(sealed(c"test", b"abc").unwrap());
+        assert_eq!(file.write(b"x").unwrap_err().raw_os_error(), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn proc_lists_ourselves() {
+        let proc = File::open("/proc").unwrap();
+        let me = std::process::id() as i32;
+        let mut found = false;
+        each_number(proc.as_fd(), |pid| {
+            found |= pid == me;
+            true
+        })
+        .unwrap();
+        assert!(found);
+    }
+}
