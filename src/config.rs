@@ -4,6 +4,7 @@
 //! that does not say where the value stands and what would be right.
 
 use crate::core::Timing;
+pub use crate::core::{Patience, When};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -79,18 +80,6 @@ pub struct Restart {
     pub max_factor: u32,
 }
 
-/// After which ends of the command it is started again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum When {
-    /// After every one.
-    Always,
-    /// After a signal or an exit code other than 0.
-    OnFailure,
-    /// After none: `locum run` ends with the command's code.
-    Never,
-}
-
 /// Section `health`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
@@ -115,17 +104,6 @@ pub struct Lease {
     pub timing: Timing,
     /// What to do when somebody else holds the lease at the start.
     pub patience: Patience,
-}
-
-/// What `run` does while somebody else holds the lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Patience {
-    /// Stand by for ever.
-    Standby,
-    /// End at once (`--try`).
-    Try,
-    /// End after this time (`--wait`).
-    Wait(Duration),
 }
 
 /// A store's address, resolved: nothing is read from the environment or a file after this.

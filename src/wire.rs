@@ -263,10 +263,7 @@ pub fn encode_report<'a>(report: &Report, buffer: &'a mut [u8; PACKET_MAX]) -> &
             Writer::new(buffer, START_FAILED).u8(sys::number_of(*stage)).i32(*errno)
         }
         Report::Exited(exit) => {
-            let (how, number) = match exit {
-                Exit::Code(code) => (0, i32::from(*code)),
-                Exit::Signal(number) => (1, *number),
-            };
+            let (how, number) = numbers_of(*exit);
             Writer::new(buffer, EXITED).u8(how).i32(number)
         }
         Report::Gone => Writer::new(buffer, GONE),
@@ -281,12 +278,31 @@ fn encode_told<'a>(level: Level, text: &str, buffer: &'a mut [u8; PACKET_MAX]) -
     Writer::new(buffer, TOLD).u8(level as u8).text(text, TOLD_MAX).done()
 }
 
+fn numbers_of(exit: Exit) -> (u8, i32) {
+    match exit {
+        Exit::Code(code) => (0, i32::from(code)),
+        Exit::Signal(number) => (1, number),
+    }
+}
+
+fn exit_of(how: u8, number: i32) -> Result<Exit, WireError> {
+    match how {
+        0 => Ok(Exit::Code(u8::try_from(number).map_err(|_| WireError::Garbled)?)),
+        1 => Ok(Exit::Signal(number)),
+        _ => Err(WireError::Garbled),
+    }
+}
+
+/// In place of how an exit came about: there was none.
+const NO_EXIT: u8 = 255;
+
 fn encode_hello<'a>(s: &Snapshot, buffer: &'a mut [u8; PACKET_MAX]) -> &'a [u8] {
     let (state, pid, since) = match s.tree {
         Tree::Gone => (0, 0, Boot::ZERO),
         Tree::Running { pid, since } => (1, pid, since),
         Tree::Ending { pid } => (2, pid, Boot::ZERO),
     };
+    let (how, number) = s.exit.map_or((NO_EXIT, 0), numbers_of);
     Writer::new(buffer, HELLO)
         .text(&s.instance, 64)
         .u32(s.agents)
@@ -295,6 +311,8 @@ fn encode_hello<'a>(s: &Snapshot, buffer: &'a mut [u8; PACKET_MAX]) -> &'a [u8] 
         .u8(state)
         .i32(pid)
         .boot(since)
+        .u8(how)
+        .i32(number)
         .u64(s.token)
         .u8(u8::from(s.stopping))
         .bytes(&s.memo, MEMO_MAX)
@@ -339,6 +357,10 @@ pub fn decode_report(packet: &[u8]) -> Result<Report, WireError> {
                 (2, pid, _) => Tree::Ending { pid },
                 _ => return Err(WireError::Garbled),
             },
+            exit: match (r.u8()?, r.i32()?) {
+                (NO_EXIT, _) => None,
+                (how, number) => Some(exit_of(how, number)?),
+            },
             token: r.u64()?,
             stopping: match r.u8()? {
                 0 => false,
@@ -351,11 +373,7 @@ pub fn decode_report(packet: &[u8]) -> Result<Report, WireError> {
         START_FAILED => {
             Report::StartFailed { stage: sys::stage_of(r.u8()?).ok_or(WireError::Garbled)?, errno: r.i32()? }
         }
-        EXITED => Report::Exited(match (r.u8()?, r.i32()?) {
-            (0, code) => Exit::Code(u8::try_from(code).map_err(|_| WireError::Garbled)?),
-            (1, number) => Exit::Signal(number),
-            _ => return Err(WireError::Garbled),
-        }),
+        EXITED => Report::Exited(exit_of(r.u8()?, r.i32()?)?),
         GONE => Report::Gone,
         LEASE_ACK => Report::LeaseAck { epoch: r.u64()?, kill_at: r.boot()? },
         ASKED => Report::Asked { signal: r.i32()? },
@@ -525,13 +543,14 @@ mod tests {
     }
 
     fn reports() -> Vec<Report> {
-        let hello = |tree| {
+        let hello = |tree, exit| {
             Report::Hello(Snapshot {
                 instance: "0123456789abcdef".into(),
                 agents: 3,
                 epoch: 9,
                 limits: Limits { term_at: AT, kill_at: AT, end: AT },
                 tree,
+                exit,
                 token: 12,
                 stopping: true,
                 memo: vec![0xA5; MEMO_MAX],
@@ -539,9 +558,9 @@ mod tests {
         };
         let stages = (0..7).map(|n| Report::StartFailed { stage: sys::stage_of(n).unwrap_or(Stage::Exec), errno: 13 });
         let mut all = vec![
-            hello(Tree::Gone),
-            hello(Tree::Running { pid: 12, since: AT }),
-            hello(Tree::Ending { pid: i32::MAX }),
+            hello(Tree::Gone, Some(Exit::Code(255))),
+            hello(Tree::Running { pid: 12, since: AT }, None),
+            hello(Tree::Ending { pid: i32::MAX }, Some(Exit::Signal(9))),
             Report::Started { pid: 4_194_304 },
             Report::Exited(Exit::Code(255)),
             Report::Exited(Exit::Signal(9)),

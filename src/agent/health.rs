@@ -9,9 +9,9 @@
 //! What must never happen here: a panic, a delay for anybody else, and a verdict
 //! that lets an answer other than 2xx pass for healthy.
 
+use crate::core::Verdict;
 use crate::worker::{Refusal, Worker};
 use rustls::crypto::ring;
-use std::fmt;
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, OnceLock};
@@ -27,26 +27,6 @@ const BODY_BYTES_MAX: u64 = 4 * 1024;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// How many given-up requests may hang at once.
 const HANGING_MAX: u32 = 3;
-
-/// What one check showed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Any 2xx.
-    Healthy,
-    /// 503, with its text: during start this is "not yet", later it is failing.
-    NotReady(String),
-    /// Anything else, in a few words.
-    Failing(String),
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Verdict::Healthy => f.write_str("healthy"),
-            Verdict::NotReady(detail) | Verdict::Failing(detail) => f.write_str(detail),
-        }
-    }
-}
 
 /// Asks one URL, each time it is told to.
 pub struct Prober {
@@ -132,7 +112,7 @@ fn ask(agent: &ureq::Agent, url: &str, timeout: Duration) -> Verdict {
     // A service that cannot finish a small answer is not well; a long one is not waited for.
     let mut body = answer.body_mut().as_reader().take(BODY_BYTES_MAX);
     match io::copy(&mut body, &mut io::sink()) {
-        Ok(_) => Verdict::Healthy,
+        Ok(_) => Verdict::Healthy(told(status)),
         Err(e) => {
             Verdict::Failing(format!("{} without its end: {}", told(status), detail(&ureq::Error::from(e), timeout)))
         }

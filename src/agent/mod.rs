@@ -15,12 +15,14 @@ pub mod logging;
 mod setup;
 
 use crate::config::Config;
-use crate::core::{Effect, Event, Level, Member, Node, Order, Report, Snapshot};
+use crate::core::{Boot, Effect, Event, Level, Member, Node, Order, Report, Snapshot, Tree};
 use crate::status::Local;
 use crate::store::Prepared;
 use crate::store::bounded::Calls;
+use crate::tree::{self, Proof};
 use crate::wire::{CgroupFds, End};
-use crate::{store, sys, tree, wire};
+use crate::{store, sys, wire};
+use control::Control;
 use inbox::Inbox;
 use log::{debug, error, info, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -80,7 +82,7 @@ pub fn run(with_cgroup: bool) -> u8 {
 struct Agent<'a> {
     config: &'a Config,
     wire: End,
-    cgroup: Option<CgroupFds>,
+    keeper: tree::Watch,
     keeper_pid: i32,
     /// The keeper is dead and so, for certain, is the command's tree: what the keeper
     /// would answer is answered here, until the lease is given back.
@@ -94,14 +96,21 @@ struct Agent<'a> {
     preparing: bool,
     waiting_look: Option<(u64, Member)>,
     events: VecDeque<Event>,
+    /// When a health check under way is given up.
+    probe_until: Option<Boot>,
+    /// Serves the status for as long as it is held.
+    _control: Option<Control>,
     end: Option<u8>,
 }
 
 impl<'a> Agent<'a> {
     fn new(config: &'a Config, wire: End, cgroup: Option<CgroupFds>) -> Result<Agent<'a>, String> {
         let snapshot = first_words(&wire)?;
+        let mut keeper = tree::Watch::begin(&snapshot.instance, cgroup);
+        if let Tree::Running { pid, .. } | Tree::Ending { pid } = snapshot.tree {
+            keeper.leader(Some(pid));
+        }
         let inbox = Inbox::new().map_err(|error| format!("cannot make an inbox: {error}"))?;
-        let sender = inbox.sender();
         let verdicts = inbox.sender();
         let prober = config.health.url.as_ref().map(|url| {
             health::Prober::start(url, config.health.request_timeout, move |verdict| {
@@ -126,17 +135,20 @@ impl<'a> Agent<'a> {
             }
             _ => false,
         };
-        let asked = sender.clone();
-        control::serve(&config.service, setup::node_name(config), move || {
+        let asked = inbox.sender();
+        let answer_status = move || {
             let (answer, wait) = mpsc::sync_channel(1);
             asked.send(News::Status(answer));
             wait.recv_timeout(Duration::from_secs(1)).ok()
-        });
+        };
+        let control = Control::serve(&config.service, setup::node_name(config), answer_status);
+        let control = control.map_err(|why| warn!("locum status will not see this node: {why}")).ok();
         Ok(Agent {
             config,
             wire,
-            cgroup,
+            keeper,
             keeper_pid: nix::unistd::getppid().as_raw(),
+            _control: control,
             orphaned: false,
             snapshot,
             node,
@@ -146,6 +158,7 @@ impl<'a> Agent<'a> {
             preparing,
             waiting_look: None,
             events: VecDeque::new(),
+            probe_until: None,
             end: None,
         })
     }
@@ -153,6 +166,7 @@ impl<'a> Agent<'a> {
     fn run(&mut self) -> u8 {
         self.step(Event::Tick);
         loop {
+            self.give_up_probe();
             while let Some(event) = self.events.pop_front() {
                 self.step(event);
             }
@@ -175,7 +189,9 @@ impl<'a> Agent<'a> {
     /// Waits for the keeper, the threads, or the node's next deadline.
     fn sleep(&self) {
         // Rounded up: a deadline that is looked at too early is looked at twice.
-        let wait = self.node.wake_in(sys::now()) + Duration::from_micros(999);
+        let now = sys::now();
+        let probe = self.probe_until.map_or(LONGEST_SLEEP, |until| now.until(until));
+        let wait = self.node.wake_in(now).min(probe) + Duration::from_micros(999);
         let wait = PollTimeout::try_from(wait.min(LONGEST_SLEEP)).unwrap_or(PollTimeout::MAX);
         let inbox = PollFd::new(self.inbox.as_fd(), PollFlags::POLLIN);
         let wire = PollFd::new(self.wire.as_fd(), PollFlags::POLLIN);
@@ -186,7 +202,21 @@ impl<'a> Agent<'a> {
         };
     }
 
+    /// A check whose verdict did not come in time hangs: that is a verdict, too.
+    fn give_up_probe(&mut self) {
+        let Some(prober) = &mut self.prober else { return };
+        if self.probe_until.is_some_and(|until| sys::now().has_reached(until)) {
+            self.probe_until = None;
+            if let Some(verdict) = prober.give_up() {
+                self.events.push_back(Event::Judged(verdict));
+            }
+        }
+    }
+
     fn hear(&mut self, news: News) {
+        if let News::Event(Event::Judged(_)) = news {
+            self.probe_until = None;
+        }
         match news {
             News::Event(event) => self.events.push_back(event),
             News::Prepared(prepared) => self.prepared(prepared),
@@ -221,7 +251,14 @@ impl<'a> Agent<'a> {
         loop {
             match self.wire.next_report() {
                 Ok(Some(Report::Asked { signal })) if signal == Signal::SIGHUP as i32 => logging::reopen(),
-                Ok(Some(report)) => self.events.push_back(Event::Keeper(report)),
+                Ok(Some(report)) => {
+                    match report {
+                        Report::Started { pid } => self.keeper.leader(Some(pid)),
+                        Report::Gone => self.keeper.leader(None),
+                        _ => {}
+                    }
+                    self.events.push_back(Event::Keeper(report));
+                }
                 Ok(None) => return,
                 Err(error) => {
                     self.lost_keeper(&error.to_string());
@@ -262,13 +299,14 @@ impl<'a> Agent<'a> {
             }
             Effect::Probe => {
                 if let Some(prober) = &mut self.prober {
+                    self.probe_until = Some(sys::now().plus(prober.patience()));
                     prober.probe();
                 }
             }
             Effect::Tell(level, text) => tell(level, &text),
             Effect::KillAll => {
-                let gone = tree::kill_without_keeper(&self.marks(), Some(self.keeper_pid));
-                self.orphan(gone);
+                let proof = self.keeper.overrule();
+                self.orphan(proof);
             }
         }
     }
@@ -284,22 +322,30 @@ impl<'a> Agent<'a> {
         if self.end.is_some() {
             return;
         }
+        if self.node.has_ended() {
+            self.end = Some(0);
+            return;
+        }
         // Kill first, log after.
-        let gone = tree::kill_without_keeper(&self.marks(), None);
+        let proof = match self.node.is_tree_gone() {
+            // The keeper said so, and nobody could have started anything since.
+            true => Proof::Gone,
+            false => self.keeper.bury(),
+        };
         error!("the keeper is gone ({why}): killed what was left of the command");
-        self.orphan(gone);
+        self.orphan(proof);
     }
 
     /// Without a keeper, only proof that nothing is left allows the lease to be given back.
-    fn orphan(&mut self, gone: tree::Proof) {
+    fn orphan(&mut self, proof: Proof) {
         self.orphaned = true;
         self.events.clear();
-        match gone {
-            tree::Proof::Empty => {
+        match proof {
+            Proof::Gone => {
                 self.events.push_back(Event::Keeper(Report::Asked { signal: Signal::SIGTERM as i32 }));
                 self.events.push_back(Event::Keeper(Report::Gone));
             }
-            tree::Proof::None => {
+            Proof::Unproven => {
                 if self.config.lease.is_some() {
                     warn!("there is no proof that nothing of the command is left: the lease runs out by itself");
                 }
@@ -317,10 +363,6 @@ impl<'a> Agent<'a> {
             Order::Shutdown { .. } => self.end = Some(SOFTWARE),
             _ => {}
         }
-    }
-
-    fn marks(&self) -> tree::Marks<'_> {
-        tree::Marks { instance: &self.snapshot.instance, cgroup: self.cgroup.as_ref() }
     }
 
     fn status(&self) -> Local {
@@ -346,7 +388,7 @@ impl<'a> Agent<'a> {
             failed_tries: view.tries,
             last_exit: view.last_exit.map(|exit| exit.to_string()).unwrap_or_default(),
             next: view.next,
-            tree: if self.cgroup.is_some() { "cgroup" } else { "group and sweep" }.into(),
+            tree: if self.keeper.can_prove() { "cgroup" } else { "group and sweep" }.into(),
             written_off: self.calls.as_ref().map_or(0, Calls::written_off),
             store_trouble: view.trouble.unwrap_or_default(),
             log_lines_dropped: logging::dropped(),

@@ -400,6 +400,16 @@ impl Node {
         self.generation.as_ref()
     }
 
+    /// Whether the keeper was told to end: nothing is left to decide.
+    pub fn has_ended(&self) -> bool {
+        self.done
+    }
+
+    /// Whether nothing of the command is left, by the keeper's word.
+    pub fn is_tree_gone(&self) -> bool {
+        self.command.is_gone()
+    }
+
     fn role(&self) -> Role {
         if self.held.is_some() { Role::Active } else { Role::Standby }
     }

@@ -97,10 +97,6 @@ struct Keeper {
     tree: CommandTree,
     phase: Phase,
     state: Snapshot,
-    /// How the leader of the last start ended.
-    exit: Option<Exit>,
-    /// Whether an agent has said anything since that was reported, so that it has heard it.
-    heard_exit: bool,
     /// Why the last start failed; told when its process is gone.
     failed: Option<(Stage, i32)>,
     /// A stop or kill was ordered since the last start.
@@ -151,8 +147,17 @@ impl Keeper {
         let mut memo = Vec::new();
         memo.reserve_exact(crate::core::MEMO_MAX);
         let limits = Limits::PAST;
-        let state =
-            Snapshot { instance, agents: 0, epoch: 0, limits, tree: Tree::Gone, token: 0, stopping: false, memo };
+        let state = Snapshot {
+            instance,
+            agents: 0,
+            epoch: 0,
+            limits,
+            tree: Tree::Gone,
+            exit: None,
+            token: 0,
+            stopping: false,
+            memo,
+        };
         let mut keeper = Keeper {
             stop_signal: config.process.stop_signal,
             stop_timeout: config.process.stop_timeout,
@@ -165,8 +170,6 @@ impl Keeper {
             tree,
             phase: Phase::Gone,
             state,
-            exit: None,
-            heard_exit: false,
             failed: None,
             end_ordered: false,
             killing_since: Boot::ZERO,
@@ -364,7 +367,6 @@ impl Keeper {
                 Ok(None) => return,
                 Ok(Some(order)) => {
                     self.agents.heard(sys::now());
-                    self.heard_exit = true;
                     if let Leave::Asked { answered, .. } = &mut self.leave {
                         *answered = true;
                     }
@@ -442,7 +444,7 @@ impl Keeper {
             self.report(&Report::StartFailed { stage: Stage::Fork, errno: errno as i32 });
             return self.tell(Level::Error, format_args!("refused to start the command: {why}"));
         }
-        self.exit = None;
+        self.state.exit = None;
         self.failed = None;
         self.end_ordered = false;
         self.state.token = start.token;
@@ -461,8 +463,7 @@ impl Keeper {
                 Reaped::Leader(exit) => {
                     // The cause was written before it ended.
                     self.settle_start();
-                    self.exit = Some(exit);
-                    self.heard_exit = false;
+                    self.state.exit = Some(exit);
                     self.apply(Event::Ended, now);
                     if self.failed.is_none() {
                         self.report(&Report::Exited(exit));
@@ -472,7 +473,7 @@ impl Keeper {
             }
         }
         if let Phase::Stopping { .. } = self.phase
-            && self.exit.is_some()
+            && self.state.exit.is_some()
         {
             match self.tree.look(&self.agents.pids()) {
                 Left::Nothing => self.apply(Event::Empty, now),
@@ -524,16 +525,6 @@ impl Keeper {
             return self.tell(Level::Error, format_args!("cannot start an agent: {error}"));
         }
         self.state.agents = self.state.agents.saturating_add(1);
-        // What no agent is known to have heard is said again.
-        if let Some(exit) = self.exit
-            && (self.phase != Phase::Gone || !self.heard_exit)
-            && self.failed.is_none()
-        {
-            self.report(&Report::Exited(exit));
-            if self.phase == Phase::Gone {
-                self.report(&Report::Gone);
-            }
-        }
     }
 
     fn agent_ended(&mut self, pid: i32, exit: Exit) {
@@ -633,7 +624,7 @@ impl Keeper {
             Leave::Alone => {}
         }
         match (self.leave, self.phase) {
-            (Leave::Alone, Phase::Gone) => Some(match (self.when, self.exit) {
+            (Leave::Alone, Phase::Gone) => Some(match (self.when, self.state.exit) {
                 (When::Never, Some(exit)) => exit.code(),
                 _ => 0,
             }),

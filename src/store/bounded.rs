@@ -9,24 +9,13 @@
 //! and that a late answer is taken for the answer to another call.
 
 use super::Store;
-use crate::core::{Entry, Look, Member, Record, Swap, Trouble, Version};
+use crate::core::{Answer, Entry, Member, Record, Trouble, Version};
 use crate::worker::{Refusal, Worker};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How many written-off calls may hang at once, for each host of a store.
 pub const HANGING_PER_HOST: u32 = 3;
-
-/// The answer to one call, with the number that its caller gave it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// To [`Calls::look`].
-    Look(u64, Result<Look, Trouble>),
-    /// To [`Calls::swap`].
-    Swap(u64, Result<Swap, Trouble>),
-    /// To [`Calls::wait`].
-    Wait(u64, Result<bool, Trouble>),
-}
 
 enum Request {
     Look(u64, Member),
@@ -43,8 +32,8 @@ struct Change {
 
 /// One store and the thread it lives on.
 pub struct Calls {
-    worker: Worker<Request, Answer>,
-    deliver: Arc<dyn Fn(Answer) + Send + Sync>,
+    worker: Worker<Request, (u64, Answer)>,
+    deliver: Arc<dyn Fn(u64, Answer) + Send + Sync>,
 }
 
 impl Calls {
@@ -57,34 +46,34 @@ impl Calls {
     pub fn new(
         factory: impl Fn() -> Box<dyn Store> + Send + Sync + 'static,
         hosts: usize,
-        deliver: impl Fn(Answer) + Send + Sync + 'static,
+        deliver: impl Fn(u64, Answer) + Send + Sync + 'static,
     ) -> Calls {
-        let deliver: Arc<dyn Fn(Answer) + Send + Sync> = Arc::new(deliver);
+        let deliver: Arc<dyn Fn(u64, Answer) + Send + Sync> = Arc::new(deliver);
         let limit = HANGING_PER_HOST.saturating_mul(u32::try_from(hosts.max(1)).unwrap_or(u32::MAX));
         let make = move || {
             let mut store = factory();
-            Box::new(move |request| perform(&mut *store, request)) as Box<dyn FnMut(Request) -> Answer>
+            Box::new(move |request| perform(&mut *store, request)) as Box<dyn FnMut(Request) -> (u64, Answer)>
         };
         let taker = deliver.clone();
-        Calls { worker: Worker::new("store", limit, make, move |answer| taker(answer)), deliver }
+        Calls { worker: Worker::new("store", limit, make, move |(id, answer)| taker(id, answer)), deliver }
     }
 
     /// Asks for [`Store::look`]; the answer bears `id`.
     pub fn look(&mut self, id: u64, me: &Member) {
-        self.ask(Request::Look(id, me.clone()), |trouble| Answer::Look(id, Err(trouble)));
+        self.ask(id, Request::Look(id, me.clone()), |trouble| Answer::Look(Err(trouble)));
     }
 
     /// Asks for [`Store::swap`]; the answer bears `id`. The limit *s* counts from a
     /// reading of the clock **before** this call.
     pub fn swap(&mut self, id: u64, version: &Version, next: &Record, entry: Option<&Entry>, me: &Member) {
         let change = Change { version: version.clone(), next: next.clone(), entry: entry.cloned(), me: me.clone() };
-        self.ask(Request::Swap(id, Box::new(change)), |trouble| Answer::Swap(id, Err(trouble)));
+        self.ask(id, Request::Swap(id, Box::new(change)), |trouble| Answer::Swap(Err(trouble)));
     }
 
     /// Asks for [`Store::wait`]; the answer bears `id`. No other call is taken until it
     /// has been answered or given up.
     pub fn wait(&mut self, id: u64, limit: Duration) {
-        self.ask(Request::Wait(id, limit), |trouble| Answer::Wait(id, Err(trouble)));
+        self.ask(id, Request::Wait(id, limit), |trouble| Answer::Wait(Err(trouble)));
     }
 
     /// Writes off the call under way: it gets no answer any more, though it may still
@@ -99,28 +88,28 @@ impl Calls {
         self.worker.hanging()
     }
 
-    fn ask(&mut self, request: Request, refused: impl FnOnce(Trouble) -> Answer) {
+    fn ask(&mut self, id: u64, request: Request, refused: impl FnOnce(Trouble) -> Answer) {
         let why = match self.worker.ask(request) {
             Ok(()) => return,
             Err(Refusal::Hanging(n)) => format!("{n} calls to the store hang; waiting for one of them to end"),
             Err(refusal) => format!("cannot call the store: {refusal}"),
         };
-        (self.deliver)(refused(Trouble::Refused(why)));
+        (self.deliver)(id, refused(Trouble::Refused(why)));
     }
 }
 
-fn perform(store: &mut dyn Store, request: Request) -> Answer {
+fn perform(store: &mut dyn Store, request: Request) -> (u64, Answer) {
     match request {
-        Request::Look(id, me) => Answer::Look(id, store.look(&me)),
-        Request::Swap(id, c) => Answer::Swap(id, store.swap(&c.version, &c.next, c.entry.as_ref(), &c.me)),
-        Request::Wait(id, limit) => Answer::Wait(id, store.wait(limit)),
+        Request::Look(id, me) => (id, Answer::Look(store.look(&me))),
+        Request::Swap(id, c) => (id, Answer::Swap(store.swap(&c.version, &c.next, c.entry.as_ref(), &c.me))),
+        Request::Wait(id, limit) => (id, Answer::Wait(store.wait(limit))),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{Generation, Health, Role, Sighting};
+    use crate::core::{Generation, Health, Look, Role, Sighting, Swap};
     use std::sync::mpsc::{Receiver, channel};
     use std::sync::{Condvar, Mutex};
 
@@ -168,11 +157,11 @@ mod tests {
         }
     }
 
-    fn calls() -> (Calls, Receiver<Answer>, Arc<Latch>) {
+    fn calls() -> (Calls, Receiver<(u64, Answer)>, Arc<Latch>) {
         let (tx, rx) = channel();
         let latch = Arc::new(Latch::default());
         let held = latch.clone();
-        (Calls::new(move || Box::new(Hung(held.clone())), 1, move |a| drop(tx.send(a))), rx, latch)
+        (Calls::new(move || Box::new(Hung(held.clone())), 1, move |id, a| drop(tx.send((id, a)))), rx, latch)
     }
 
     fn me() -> Member {
@@ -197,7 +186,7 @@ mod tests {
         assert_eq!(calls.written_off(), 3);
         calls.look(3, &me());
         match answers.recv_timeout(LONG) {
-            Ok(Answer::Look(3, Err(Trouble::Refused(why)))) => assert!(why.starts_with("3 calls"), "{why}"),
+            Ok((3, Answer::Look(Err(Trouble::Refused(why))))) => assert!(why.starts_with("3 calls"), "{why}"),
             other => panic!("{other:?}"),
         }
         latch.open();
@@ -205,7 +194,7 @@ mod tests {
             std::thread::yield_now();
         }
         calls.look(4, &me());
-        assert!(matches!(answers.recv_timeout(LONG), Ok(Answer::Look(4, Ok(_)))), "only the new call is answered");
+        assert!(matches!(answers.recv_timeout(LONG), Ok((4, Answer::Look(Ok(_))))), "only the new call is answered");
         assert!(!calls.give_up());
     }
 
@@ -214,8 +203,8 @@ mod tests {
         let (mut calls, answers, latch) = calls();
         calls.look(1, &me());
         calls.wait(2, LONG);
-        assert!(matches!(answers.recv_timeout(LONG), Ok(Answer::Wait(2, Err(Trouble::Refused(_))))));
+        assert!(matches!(answers.recv_timeout(LONG), Ok((2, Answer::Wait(Err(Trouble::Refused(_)))))));
         latch.open();
-        assert!(matches!(answers.recv_timeout(LONG), Ok(Answer::Look(1, Ok(_)))));
+        assert!(matches!(answers.recv_timeout(LONG), Ok((1, Answer::Look(Ok(_))))));
     }
 }

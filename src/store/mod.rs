@@ -9,7 +9,13 @@ pub mod bounded;
 mod file;
 mod postgres;
 
-use crate::core::{Entry, Look, Member, Record, Swap, Trouble, Version};
+use crate::config::{Lease, Target};
+use crate::core::{Answer, Entry, Generation, Look, Member, Record, Swap, Trouble, Version};
+use crate::status::Cluster;
+use bounded::Calls;
+use postgres::PrepareError;
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 /// A place where all hosts see one record, changed only by compare-and-swap.
@@ -29,4 +35,137 @@ pub trait Store: Send {
     /// Returns early, with true, when the record may have changed: a hint, never
     /// needed for safety. A store without such hints sleeps for `limit`.
     fn wait(&mut self, limit: Duration) -> Result<bool, Trouble>;
+}
+
+/// Bounded calls to the store of `service`; nothing is connected before the first one.
+/// `seen` is the highest generation that an agent before this one has seen.
+///
+/// # Errors
+/// An address that cannot be used.
+pub fn open(
+    service: &str,
+    lease: &Lease,
+    seen: Option<&Generation>,
+    deliver: impl Fn(u64, Answer) + Send + Sync + 'static,
+) -> Result<Calls, String> {
+    let (service, limit, renew) = (service.to_owned(), lease.timing.store_timeout, lease.timing.renew);
+    Ok(match lease.store.clone() {
+        Target::File(path) => {
+            Calls::new(move || Box::new(file::FileStore::new(&path, &service, limit)) as Box<dyn Store>, 1, deliver)
+        }
+        Target::Postgres(pg) => {
+            let known = Arc::new(postgres::Known::new(pg.hosts.len()));
+            if let Some(seen) = seen {
+                known.remember(seen.clone());
+            }
+            let hosts = pg.hosts.len();
+            // Tried once here, so that a bad address is an error now and not in a thread.
+            postgres::open(&pg, &service, limit, renew, known.clone())?;
+            let make = move || match postgres::open(&pg, &service, limit, renew, known.clone()) {
+                Ok(store) => Box::new(store) as Box<dyn Store>,
+                Err(why) => Box::new(Unusable(why)),
+            };
+            Calls::new(make, hosts, deliver)
+        }
+    })
+}
+
+/// Stands in for a store that cannot be used.
+struct Unusable(String);
+
+impl Store for Unusable {
+    fn look(&mut self, _: &Member) -> Result<Look, Trouble> {
+        Err(Trouble::Refused(self.0.clone()))
+    }
+
+    fn swap(&mut self, _: &Version, _: &Record, _: Option<&Entry>, _: &Member) -> Result<Swap, Trouble> {
+        Err(Trouble::Refused(self.0.clone()))
+    }
+
+    fn wait(&mut self, limit: Duration) -> Result<bool, Trouble> {
+        thread::sleep(limit);
+        Ok(false)
+    }
+}
+
+/// What came of making a store ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prepared {
+    /// Everything is there; the record was made just now, or was there before.
+    Ready {
+        /// Nobody may believe it before a ttl has passed.
+        made: bool,
+    },
+    /// Not now: it is tried again.
+    Later(String),
+    /// It will not work before somebody does something; the text says what.
+    Refused(String),
+}
+
+/// How long one try to make a store ready may take.
+const PREPARE_LIMIT: Duration = Duration::from_secs(10);
+/// Between two tries.
+const PREPARE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Makes what is missing in the store, on a thread of its own, trying again for as long as
+/// the store cannot be reached. `deliver` is told of the first failure, and of the end.
+pub fn prepare(service: &str, lease: &Lease, deliver: impl Fn(Prepared) + Send + 'static) {
+    let (service, lease) = (service.to_owned(), lease.clone());
+    let work = move || {
+        let mut told = false;
+        loop {
+            match prepare_once(&service, &lease, PREPARE_LIMIT) {
+                Prepared::Later(why) => {
+                    if !std::mem::replace(&mut told, true) {
+                        deliver(Prepared::Later(why));
+                    }
+                    thread::sleep(PREPARE_PAUSE);
+                }
+                end => return deliver(end),
+            }
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("prepare".into()).stack_size(512 * 1024).spawn(work) {
+        log::error!("cannot make the store ready: cannot start a thread: {error}");
+    }
+}
+
+/// Makes the tables (where there are such) and the record of `service`, within `limit`.
+pub fn prepare_once(service: &str, lease: &Lease, limit: Duration) -> Prepared {
+    let (ttl, renew) = (lease.timing.ttl, lease.timing.renew);
+    match &lease.store {
+        Target::File(path) => match file::prepare(path, service, ttl, renew) {
+            Ok(made) => Prepared::Ready { made },
+            Err(why) => Prepared::Refused(why),
+        },
+        Target::Postgres(pg) => {
+            let known = Arc::new(postgres::Known::new(pg.hosts.len()));
+            match postgres::prepare(pg, service, ttl, renew, known, limit) {
+                Ok(prepared) => Prepared::Ready { made: prepared.record_made },
+                Err(PrepareError::Unreachable(why)) => Prepared::Later(why),
+                Err(denied) => Prepared::Refused(denied.to_string()),
+            }
+        }
+    }
+}
+
+/// The statements that make the tables, or none for a store that needs none.
+pub fn schema(target: &Target) -> Option<String> {
+    match target {
+        Target::File(_) => None,
+        Target::Postgres(pg) => Some(postgres::schema_sql(pg)),
+    }
+}
+
+/// The cluster, for people; reads only.
+///
+/// # Errors
+/// Why it cannot be read, within `limit`.
+pub fn overview(target: &Target, service: &str, limit: Duration) -> Result<Cluster, String> {
+    match target {
+        Target::File(path) => file::overview(path, service),
+        Target::Postgres(pg) => postgres::overview(pg, service, limit)?.cluster.ok_or_else(|| {
+            format!("the store has no record of service {service} yet: locum run makes it when it starts")
+        }),
+    }
 }

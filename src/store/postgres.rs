@@ -145,7 +145,7 @@ impl Store for PostgresStore {
         let entry_why = entry.map(|e| e.why.as_str());
         let (role, health) = (me.role.to_string(), me.health.to_string());
         let (service, channel) = (self.service.clone(), self.channel.clone());
-        let params: [Param; 30] = [
+        let params: [Param; 31] = [
             (&service, Type::TEXT),
             (&seen_system, Type::TEXT),
             (&seen_timeline, Type::INT8),
@@ -176,6 +176,7 @@ impl Store for PostgresStore {
             (&me.version, Type::TEXT),
             (&role, Type::TEXT),
             (&health, Type::TEXT),
+            (&next.previous, Type::TEXT),
         ];
         let statement = self.swap.clone();
         let row = self.run("write the lease", &statement, &params, Repeat::Never)?;

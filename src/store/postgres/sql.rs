@@ -60,7 +60,7 @@ present AS MATERIALIZED (
 /// The columns of the record under alias `k`, and the generation under alias `p`.
 const RECORD: &str = "\
 p.system AS present_system, p.timeline AS present_timeline,
-  k.service IS NOT NULL AS found, k.format, k.epoch, k.token, k.seq, k.holder_node, k.holder_instance,
+  k.service IS NOT NULL AS found, k.format, k.epoch, k.token, k.seq, k.holder_node, k.holder_instance, k.previous,
   k.ttl_ms, k.renew_ms, k.generation_system, k.generation_timeline,
   k.unfenced::text AS unfenced, k.handover::text AS handover, k.why,
   extract(epoch FROM clock_timestamp() - k.written_at)::float8 AS age";
@@ -140,7 +140,7 @@ FROM present p LEFT JOIN {schema}.lease k ON k.service = $1",
 /// Parameters: 1 service; 2–5 the version seen (system, timeline, epoch, seq); 6–18 the
 /// next record (format, system, timeline, epoch, token, seq, the holder's node and
 /// instance, ttl and renew in ms, unfenced, handover, why); 19–24 the entry (what, node,
-/// epoch, token, why) and its channel; 25–30 the member.
+/// epoch, token, why) and its channel; 25–30 the member; 31 the next record's previous node.
 pub(super) fn swap(pg: &Postgres, lock_timeout: Duration) -> String {
     let schema = quoted(&pg.schema);
     format!(
@@ -151,7 +151,7 @@ locked AS MATERIALIZED (
 ), written AS (
   UPDATE {schema}.lease l SET format = $6, generation_system = $7, generation_timeline = $8,
     epoch = $9, token = $10, seq = $11, holder_node = $12, holder_instance = $13, ttl_ms = $14, renew_ms = $15,
-    unfenced = $16::text::jsonb, handover = $17::text::jsonb, why = $18, written_at = clock_timestamp(),
+    unfenced = $16::text::jsonb, handover = $17::text::jsonb, why = $18, previous = $31, written_at = clock_timestamp(),
     expires_at = CASE WHEN $12 IS NULL THEN NULL ELSE clock_timestamp() + $14 * interval '1 millisecond' END
   FROM locked k, present p
   WHERE l.service = k.service
@@ -177,8 +177,8 @@ FROM present p LEFT JOIN locked k ON true",
 pub(super) fn make_record(pg: &Postgres) -> String {
     format!(
         "WITH {}
-INSERT INTO {}.lease (service, format, epoch, token, seq, ttl_ms, renew_ms, unfenced, why, written_at)
-SELECT $1, $2, $3, $4, $5, $6, $7, '[]', $8, clock_timestamp() FROM settings WHERE durability = 'on'
+INSERT INTO {}.lease (service, format, epoch, token, seq, ttl_ms, renew_ms, previous, unfenced, why, written_at)
+SELECT $1, $2, $3, $4, $5, $6, $7, '', '[]', $8, clock_timestamp() FROM settings WHERE durability = 'on'
 ON CONFLICT (service) DO NOTHING RETURNING service",
         settings("on", Duration::from_secs(5)),
         quoted(&pg.schema)
@@ -218,6 +218,7 @@ pub(super) fn make_tables(pg: &Postgres) -> String {
   seq bigint NOT NULL,
   holder_node text,
   holder_instance text,
+  previous text NOT NULL,
   ttl_ms double precision NOT NULL,
   renew_ms double precision NOT NULL,
   unfenced jsonb NOT NULL,
@@ -340,6 +341,7 @@ fn record(row: &Row) -> Result<Record, String> {
         token: count("token")?,
         seq: count("seq")?,
         holder: node.zip(instance).map(|(node, instance)| Holder { node, instance }),
+        previous: row.try_get("previous").map_err(text)?,
         ttl: duration(row.try_get("ttl_ms").map_err(text)?)?,
         renew: duration(row.try_get("renew_ms").map_err(text)?)?,
         generation: match system.zip(line) {
