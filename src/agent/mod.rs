@@ -341,10 +341,7 @@ impl<'a> Agent<'a> {
         self.orphaned = true;
         self.events.clear();
         match proof {
-            Proof::Gone => {
-                self.events.push_back(Event::Keeper(Report::Asked { signal: Signal::SIGTERM as i32 }));
-                self.events.push_back(Event::Keeper(Report::Gone));
-            }
+            Proof::Gone => self.events.push_back(Event::Orphaned),
             Proof::Unproven => {
                 if self.config.lease.is_some() {
                     warn!("there is no proof that nothing of the command is left: the lease runs out by itself");

@@ -99,6 +99,9 @@ pub enum Event {
     Judged(Verdict),
     /// The keeper said something.
     Keeper(Report),
+    /// The keeper is dead, and for certain nothing of the command is left: what remains
+    /// is to give the lease back.
+    Orphaned,
 }
 
 /// An answer of the store.
@@ -179,7 +182,7 @@ struct Memo {
 enum Kind {
     Look,
     Wait,
-    Claim(Ground),
+    Claim,
     Renew,
     Release,
 }
@@ -243,7 +246,10 @@ pub struct Node {
     /// When the keeper last said something.
     keeper_heard: Boot,
     killed_all: bool,
+    /// An orderly stop was asked for.
     asked_to_stop: bool,
+    /// Why the command is on its last way, for the release.
+    farewell: String,
     finish: Option<Finish>,
     done: bool,
     trouble: Option<(Boot, String)>,
@@ -293,6 +299,7 @@ impl Node {
             keeper_heard: now,
             killed_all: false,
             asked_to_stop: hello.stopping,
+            farewell: "the command ended".into(),
             finish: None,
             done: false,
             trouble: None,
@@ -353,6 +360,12 @@ impl Node {
             Event::Answer { id, answer } => self.answered(now, id, answer),
             Event::Judged(verdict) => self.judged(now, verdict),
             Event::Keeper(report) => self.keeper_said(now, report),
+            Event::Orphaned => {
+                self.asked_to_stop = true;
+                self.command.ending(Ending::Asked);
+                self.command.gone(now);
+                self.begin_finish(now, code::OK, "its keeper was killed, and nothing of the command is left");
+            }
         }
         self.drive(now);
         self.remember(now);
@@ -447,7 +460,8 @@ impl Node {
         if let Life::Over { code } = self.command.life
             && self.finish.is_none()
         {
-            self.begin_finish(now, code, "the command ended");
+            let why = self.farewell.clone();
+            self.begin_finish(now, code, &why);
         }
         if let (Patience::Wait(_), Some(_)) = (self.setup.patience, self.patient_until) {
             let record = self.challenger.record().cloned();

@@ -186,6 +186,7 @@ impl Node {
             self.begin_finish(now, code::OK, why);
             return;
         }
+        self.farewell = why.to_string();
         let limit = secs(self.setup.supervision.stop_timeout);
         self.tell(Level::Info, format!("{why}: stopping the command, which has {limit}"));
         match self.command.life {

@@ -45,7 +45,7 @@ impl Node {
         let limits = timing.limits(s, record.ttl);
         self.write_at = call.asked.plus(timing.renew);
         match call.kind {
-            Kind::Claim(ground) => {
+            Kind::Claim => {
                 let mut held = Held::new(record.epoch, record.token, limits);
                 let (epoch, token, why) = (record.epoch, record.token, record.why.clone());
                 held.confirm(limits, record, generation);
@@ -53,8 +53,7 @@ impl Node {
                 self.claim_in_doubt = false;
                 self.claimed_once = true;
                 self.challenger.forget();
-                let verb = if ground == Ground::Free { "claimed the lease" } else { "took over the lease" };
-                self.tell(Level::Info, format!("active: {verb} as epoch {epoch}, token {token}: {why}"));
+                self.tell(Level::Info, format!("active: holds the lease as epoch {epoch}, token {token}: {why}"));
                 self.tell_limits(epoch, limits);
                 self.order_lease(epoch, limits);
             }
@@ -141,7 +140,7 @@ impl Node {
                 && age >= record.ttl
                 && self.command.is_gone()
             {
-                self.claim(now, Ground::Silence);
+                self.claim(now);
             }
         }
     }
@@ -181,7 +180,7 @@ impl Node {
         self.write_at = now.plus(self.pause());
         self.next_look = now.plus(self.pause());
         match call.kind {
-            Kind::Claim(_) => {
+            Kind::Claim => {
                 if matches!(trouble, Trouble::Unknown(_)) {
                     self.claim_in_doubt = true;
                     self.tell(Level::Warn, format!("nobody knows whether the claim took effect: {trouble}"));
@@ -277,12 +276,12 @@ impl Node {
         }
         let claim = self.claim_in(now, &timing);
         let may = self.command.is_gone() || self.is_flawed(Flaw::AdoptUnderAnotherLease);
-        if let Some((Duration::ZERO, ground)) = claim
+        if let Some((Duration::ZERO, _)) = claim
             && may
             && !self.claim_in_doubt
             && now.has_reached(self.write_at)
         {
-            self.claim(now, ground);
+            self.claim(now);
             return;
         }
         if now.has_reached(self.next_look) {
@@ -387,10 +386,10 @@ impl Node {
         self.out.push(Effect::Look { id, me });
     }
 
-    pub(super) fn claim(&mut self, now: Boot, ground: Ground) {
+    pub(super) fn claim(&mut self, now: Boot) {
         let Some(timing) = self.setup.timing else { return };
         if let Some(write) = self.challenger.claim(&self.me, &timing) {
-            self.swap(now, Kind::Claim(ground), write);
+            self.swap(now, Kind::Claim, write);
         }
     }
 
