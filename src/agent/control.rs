@@ -33,6 +33,8 @@ const CALLERS_MAX: usize = 4;
 const REQUEST_BYTES_MAX: usize = 256;
 /// The most bytes of an answer. Less than a Unix socket takes in one go.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// What a client can know of a connection that was closed on it.
+const CLOSED: &str = "it closed the connection: it is busy, or you are neither root nor its user";
 /// The longest path that `bind` takes: 108 bytes with the zero at their end, see unix(7).
 const PATH_BYTES_MAX: usize = 107;
 
@@ -114,6 +116,9 @@ pub fn ask(service: &str, node: &str) -> Result<Local, String> {
             }
             Ok(Answer::Error(why)) => trouble = format!("cannot ask {}: {why}", path.display()),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
+            Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                trouble = format!("cannot ask {}: {CLOSED}", path.display());
+            }
             Err(e) => trouble = format!("cannot ask {}: {e}", path.display()),
         }
     }
@@ -142,7 +147,7 @@ fn ask_at(path: &Path) -> io::Result<Answer> {
         }
     }
     if answer.is_empty() {
-        return Err(io::Error::other("it is busy, and closed the connection"));
+        return Err(io::Error::other(CLOSED));
     }
     serde_json::from_slice(&answer).map_err(|e| io::Error::other(format!("its answer means nothing: {e}")))
 }

@@ -24,7 +24,7 @@ use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 /// The most that is read of an answer's body.
 const BODY_BYTES_MAX: u64 = 4 * 1024;
 /// The most that is taken for the status line and the headers of an answer.
-const HEAD_BYTES_MAX: usize = 16 * 1024;
+const HEAD_BYTES_MAX: usize = 8 * 1024;
 /// How many given-up requests may hang at once.
 const HANGING_MAX: u32 = 3;
 
@@ -66,17 +66,17 @@ impl Prober {
     }
 
     /// How long after [`Prober::probe`] the owner has to call [`Prober::give_up`] if no
-    /// verdict came: the request's time-out and a little.
+    /// verdict came. The request itself ends a little earlier, unless its name look-up hangs.
     pub fn patience(&self) -> Duration {
-        self.timeout + (self.timeout / 20).min(Duration::from_millis(100))
+        self.timeout
     }
 
     /// Gives up the probe under way, and says what that means for the command's health.
     /// None if its verdict has been delivered already, or if there is none.
     pub fn give_up(&mut self) -> Option<Verdict> {
-        self.worker
-            .give_up()
-            .then(|| Verdict::Failing(format!("no answer within {}: the check itself hangs", seconds(self.timeout))))
+        self.worker.give_up().then(|| {
+            Verdict::Failing(format!("no answer within {}, the look-up of its host included", seconds(self.timeout)))
+        })
     }
 
     /// How many given-up probes still hang.
@@ -127,14 +127,16 @@ fn agent_for(url: &str, timeout: Duration) -> ureq::Agent {
         .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
         .build();
     let config = ureq::Agent::config_builder()
-        .timeout_global(Some(timeout))
+        // The kernel rounds a socket's time-out up: what is a little shorter ends in time.
+        .timeout_global(Some(timeout - (timeout / 50).min(Duration::from_millis(25))))
         .proxy(None)
         .max_redirects(0)
         .http_status_as_error(false)
         .max_idle_connections(0)
         .max_idle_connections_per_host(0)
         .max_response_header_size(HEAD_BYTES_MAX)
-        .input_buffer_size(HEAD_BYTES_MAX)
+        // A full buffer looks like the end of the answer: it has to hold more than a head may have.
+        .input_buffer_size(2 * HEAD_BYTES_MAX)
         .output_buffer_size(4 * 1024)
         .user_agent(concat!("locum/", env!("CARGO_PKG_VERSION")))
         .tls_config(tls)

@@ -302,7 +302,10 @@ impl Writer {
     fn open(&mut self) {
         let Some(path) = &self.sink.file else { return };
         match open(path) {
-            Ok(file) => self.out = Some(file),
+            Ok(file) => {
+                self.out = Some(file);
+                self.torn = false;
+            }
             Err(e) => {
                 let instead = if self.out.is_some() { "the file that was open" } else { "stderr" };
                 log::warn!("cannot open {}: {e}; the log goes to {instead} for now", path.display());

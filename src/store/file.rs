@@ -84,7 +84,7 @@ impl FileStore {
     }
 
     fn opened(&mut self) -> Result<&Opened, String> {
-        let opened = match self.opened.take() {
+        let opened = match self.opened.take().filter(|opened| !opened.watch.is_lost()) {
             Some(opened) => opened,
             None => {
                 let place = Place::new(&self.path)?;
@@ -147,12 +147,7 @@ impl Store for FileStore {
     }
 
     fn wait(&mut self, limit: Duration) -> Result<bool, Trouble> {
-        let replaced = self.opened().map_err(Trouble::Refused)?.watch.wait(limit);
-        if replaced {
-            // The folder itself may be another one now.
-            self.opened = None;
-        }
-        Ok(replaced)
+        Ok(self.opened().map_err(Trouble::Refused)?.watch.wait(limit))
     }
 }
 

@@ -13,9 +13,9 @@ use nix::sys::statfs;
 use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,7 @@ pub struct Place {
 pub struct Lock(Flock<File>);
 
 /// When a replacement failed.
+#[derive(Debug)]
 pub enum Failed {
     /// Nothing was replaced.
     Before(String),
@@ -117,9 +118,17 @@ impl Place {
         read_file(&path).map_err(|e| format!("cannot read {}: {}", path.display(), told(&e)))
     }
 
-    /// The content of a file beside the record; nothing if it cannot be read.
+    /// The content of a file beside the record, its end if it is large; nothing if it cannot be read.
     pub fn read_beside(&self, suffix: &str) -> Vec<u8> {
-        read_file(&self.beside(suffix)).ok().flatten().unwrap_or_default()
+        let read = || {
+            let mut file = private().read(true).open(self.beside(suffix))?;
+            let beyond = file.metadata()?.len().saturating_sub(BYTES_MAX);
+            file.seek(SeekFrom::Start(beyond))?;
+            let mut content = Vec::new();
+            file.take(BYTES_MAX).read_to_end(&mut content)?;
+            io::Result::Ok(content)
+        };
+        read().unwrap_or_default()
     }
 
     /// Replaces the record's file as a whole, durably.
@@ -143,15 +152,19 @@ impl Place {
         private().write(true).create(true).truncate(true).open(self.beside(suffix))?.write_all(content)
     }
 
-    /// Appends a line to a file beside the record, and makes it durable.
+    /// Appends a line to a file beside the record. Not synced: a power cut may cost the last
+    /// lines, a process that dies none, and a hand-over does not wait for another fsync.
     pub fn append_beside(&self, suffix: &str, line: &str, _held: &Lock) -> Result<(), String> {
         let path = self.beside(suffix);
         let append = || {
-            let mut file = private().append(true).create(true).open(&path)?;
-            // A line that was torn by a crash ends where the next one begins: empty lines mean nothing.
-            let start = if file.metadata()?.len() > 0 { "\n" } else { "" };
-            file.write_all(format!("{start}{line}\n").as_bytes())?;
-            file.sync_data()
+            let mut file = private().read(true).append(true).create(true).open(&path)?;
+            let mut last = [b'\n'];
+            if let Some(at) = file.metadata()?.len().checked_sub(1) {
+                file.read_exact_at(&mut last, at)?;
+            }
+            // A line that a crash tore is closed first.
+            let start = if last == [b'\n'] { "" } else { "\n" };
+            file.write_all(format!("{start}{line}\n").as_bytes())
         };
         append().map_err(|e| format!("cannot write {}: {}", path.display(), told(&e)))
     }
@@ -164,7 +177,7 @@ impl Place {
             nix::Result::Ok(inotify)
         };
         match watch() {
-            Ok(inotify) => Watch::Inotify { inotify, name: self.name.clone() },
+            Ok(inotify) => Watch::Inotify { inotify, name: self.name.clone(), lost: Cell::new(false) },
             // Users may run out of inotify instances: 128 by default.
             Err(_) => Watch::Poll { path: self.path(), last: Cell::new(stamp(&self.path())) },
         }
@@ -179,6 +192,8 @@ pub enum Watch {
         inotify: Inotify,
         /// Of the record.
         name: OsString,
+        /// The folder is gone, and this watch with it.
+        lost: Cell<bool>,
     },
     /// Looks again and again.
     Poll {
@@ -196,12 +211,15 @@ impl Watch {
     /// Forgets what was seen so far; true if the record was replaced.
     pub fn drain(&self) -> bool {
         match self {
-            Watch::Inotify { inotify, name } => {
+            Watch::Inotify { inotify, name, lost } => {
                 let mut replaced = false;
                 // The queue ends with EAGAIN.
                 while let Ok(events) = inotify.read_events() {
-                    // An event without a name (a full queue, the end of the folder) may hide one that has ours.
-                    replaced |= events.iter().any(|e| e.name.as_ref().is_none_or(|moved| moved == name));
+                    for event in events {
+                        // An event without a name (a full queue, the end of the folder) may hide one that has ours.
+                        replaced |= event.name.as_ref().is_none_or(|moved| moved == name);
+                        lost.set(lost.get() || event.mask.contains(AddWatchFlags::IN_IGNORED));
+                    }
                 }
                 replaced
             }
@@ -210,6 +228,11 @@ impl Watch {
                 last.replace(now) != now
             }
         }
+    }
+
+    /// Whether it will see nothing any more. To be kept otherwise: closing it takes tens of milliseconds.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Watch::Inotify { lost, .. } if lost.get())
     }
 
     /// Waits at most `limit`; true if the record was replaced since the last drain.
@@ -310,4 +333,33 @@ fn shared_file_system(magic: u32) -> Option<&'static str> {
         0x7c7c_6013 => "a shared folder of Parallels",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replacement_is_seen_without_inotify_too() {
+        let folder = std::env::temp_dir().join(format!("locum-place-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let place = Place::new(&folder.join("record")).unwrap();
+        let lock = place.lock(Duration::from_secs(10)).unwrap();
+        place.replace(b"one", &lock).unwrap();
+        let watch = Watch::Poll { path: place.path(), last: Cell::new(stamp(&place.path())) };
+        assert!(!watch.wait(Duration::ZERO));
+        place.replace(b"two", &lock).unwrap();
+        assert!(watch.wait(Duration::from_secs(10)));
+        assert!(!watch.wait(Duration::ZERO));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn network_file_systems_are_known_by_their_numbers() {
+        assert_eq!(shared_file_system(0x6969), Some("NFS"));
+        // ext4, XFS, Btrfs, tmpfs, overlayfs, ZFS.
+        for local in [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630, 0x2fc1_2fc1] {
+            assert_eq!(shared_file_system(local), None, "{local:#x}");
+        }
+    }
 }
