@@ -5,7 +5,10 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod cli;
 pub mod config;
 pub mod core;
+pub mod exit;
+pub mod operate;
 pub mod status;
 pub mod store;
