@@ -120,6 +120,7 @@ fn load_text(sources: &Sources, file: Option<File<'_>>) -> Result<Loaded, Errors
         Table { sources, layers, values: BTreeMap::new(), shown: Vec::new(), mistakes, warnings, faulty, mode };
     table.convert_all();
     let config = table.config();
+    table.show_absent();
     let Table { mut shown, mut mistakes, mut warnings, .. } = table;
     // A file's mistakes in the order of its lines, whatever the order of discovery.
     mistakes.sort();
@@ -169,6 +170,22 @@ impl Table<'_> {
                 let origin = self.origin(key.name);
                 let value = if value.is_empty() { "none".into() } else { value };
                 self.shown.push(Shown { key: key.name.into(), value, origin });
+            }
+        }
+    }
+
+    /// What nobody gave is effective too.
+    fn show_absent(&mut self) {
+        for key in KEYS.iter().filter(|k| !k.name.starts_with("lease.")) {
+            let value = match (key.name, key.default) {
+                ("health.url", _) => "none: alive means healthy",
+                ("log.file", _) => "stderr",
+                (_, KeyDefault::Nothing) => "none",
+                _ => continue,
+            };
+            if self.shown.iter().all(|s| s.key != key.name) {
+                let origin = Origin::Default(String::new());
+                self.shown.push(Shown { key: key.name.into(), value: value.into(), origin });
             }
         }
     }

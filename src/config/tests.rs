@@ -61,6 +61,9 @@ fn a_command_alone_is_a_whole_configuration() {
     assert_eq!(c.lease, None);
     assert_eq!(shown(&loaded, "cycle"), "5s (default)");
     assert_eq!(shown(&loaded, "service"), "shop (default: the command's name)");
+    assert_eq!(shown(&loaded, "health.url"), "none: alive means healthy (default)");
+    assert_eq!(shown(&loaded, "lease.store"), "none: no lease, the command always runs (default)");
+    assert_eq!(shown(&loaded, "log.file"), "stderr (default)");
     assert!(loaded.warnings.is_empty());
 }
 
