@@ -107,7 +107,12 @@ fn text(loaded: &Loaded, findings: &[Finding], containment: Option<Containment>)
 fn timeline(timing: &Timing) -> String {
     let Budget { unnoticed, stop, kill, gone, takeover_from, takeover_to } = timing.budget();
     let places = if timing.ttl < Duration::from_secs(5) { 2 } else { 1 };
-    let s = |d: Duration| format!("{:.places$}", d.as_secs_f64());
+    let step = 10f64.powi(places);
+    let s = |x: f64| format!("{:.*}", places.unsigned_abs() as usize, x / step);
+    let near = |d: Duration| s((d.as_secs_f64() * step).round());
+    // What is promised is rounded to the side that holds.
+    let at_least = |d: Duration| s((d.as_secs_f64() * step).floor());
+    let at_most = |d: Duration| s((d.as_secs_f64() * step).ceil());
     format!(
         "\ntiming of the lease, from its last renewal\n\
          \x20 a store outage shorter than {} s goes unnoticed\n\
@@ -115,12 +120,12 @@ fn timeline(timing: &Timing) -> String {
          \x20 at {} s what is left of it is killed\n\
          \x20 at {} s nothing of it is left\n\
          \x20 another host starts it {}–{} s after a crash\n",
-        s(unnoticed),
-        s(stop),
-        s(kill),
-        s(gone),
-        s(takeover_from),
-        s(takeover_to)
+        at_least(unnoticed),
+        near(stop),
+        near(kill),
+        at_most(gone),
+        at_least(takeover_from),
+        at_most(takeover_to)
     )
 }
 
@@ -206,19 +211,16 @@ mod tests {
     #[test]
     fn the_timeline_reads_as_a_story() {
         let timing = Timing::for_ttl(Duration::from_secs(20), Duration::from_secs(5));
-        let b = timing.budget();
         assert_eq!(
             timeline(&timing),
-            format!(
-                "\ntiming of the lease, from its last renewal\n  \
-                 a store outage shorter than 5.2 s goes unnoticed\n  \
-                 at 14.2 s the command is told to stop\n  \
-                 at 19.2 s what is left of it is killed\n  \
-                 at 19.9 s nothing of it is left\n  \
-                 another host starts it {:.1}–{:.1} s after a crash\n",
-                b.takeover_from.as_secs_f64(),
-                b.takeover_to.as_secs_f64()
-            )
+            "
+timing of the lease, from its last renewal
+  a store outage shorter than 5.1 s goes unnoticed
+  at 14.2 s the command is told to stop
+  at 19.2 s what is left of it is killed
+  at 20.0 s nothing of it is left
+  another host starts it 15.0–24.4 s after a crash
+"
         );
         let short = timeline(&Timing::for_ttl(Duration::from_millis(500), Duration::from_secs(5)));
         assert!(short.contains("at 0.50 s nothing of it is left"), "{short}");
