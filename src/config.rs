@@ -3,6 +3,23 @@
 //! What must never happen here: a value that is silently ignored, and an error
 //! that does not say where the value stands and what would be right.
 
+mod duration;
+mod keys;
+mod lease;
+mod libpq;
+mod mistake;
+mod read;
+mod resolve;
+mod url;
+mod value;
+
+pub use duration::{NoDuration, duration, duration_text};
+pub use keys::{KEYS, Key, help};
+pub use mistake::{Errors, Mistake, Origin, nearest};
+pub use read::{Environment, Flag, SECRET_VARIABLES};
+pub use resolve::{Loaded, Need, Shown, Sources, load};
+pub use value::{Literal, signal_text};
+
 use crate::core::Timing;
 pub use crate::core::{Patience, When};
 use serde::{Deserialize, Serialize};
@@ -139,6 +156,9 @@ pub struct Postgres {
     pub schema: String,
     /// Several hosts and no synchronous standby: go on all the same.
     pub accept_async: bool,
+    /// What the server shows in its list of sessions; none: the program chooses.
+    #[serde(default)]
+    pub application_name: Option<String>,
 }
 
 /// As in libpq.

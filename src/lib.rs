@@ -6,9 +6,12 @@
 #![warn(missing_docs)]
 
 pub mod agent;
+pub mod cli;
 pub mod config;
 pub mod core;
+pub mod exit;
 pub mod keeper;
+pub mod operate;
 pub mod status;
 pub mod store;
 pub mod sys;
