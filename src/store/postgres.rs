@@ -46,6 +46,8 @@ pub struct PostgresStore {
     swap: String,
     session: Option<Session>,
     listening: Listening,
+    /// When this connection last answered.
+    heard: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +85,7 @@ pub fn open(
         swap: sql::swap(pg, lock_timeout),
         session: None,
         listening: Listening::NotYet,
+        heard: Instant::now(),
     })
 }
 
@@ -222,6 +225,7 @@ impl PostgresStore {
                 Some(session) => session,
                 None => {
                     self.listening = Listening::NotYet;
+                    self.heard = Instant::now();
                     let session = connect::connect(&self.address, &self.known, left * 3 / 4)
                         .map_err(|why| Trouble::Refused(format!("cannot {what}: {why}")))?;
                     self.session.insert(session)
@@ -229,7 +233,7 @@ impl PostgresStore {
             };
             let place = self.address.label(session.host);
             let mark = self.known.begin(session.host, limit);
-            if let Err(e) = read_what_came(&mut session.client) {
+            if let Err(e) = read_what_came(&mut session.client, self.heard.elapsed()) {
                 last = format!("cannot {what} at {place}: {}", trouble::tell(&e));
                 self.hang_up();
                 continue;
@@ -238,6 +242,7 @@ impl PostgresStore {
             let answer = session.client.query_typed(statement, params);
             let warning = session.warnings.take();
             drop(mark);
+            self.heard = Instant::now();
             let error = match (answer, warning) {
                 (Ok(_), Some(text)) if repeat == Repeat::Never => {
                     self.hang_up();
@@ -249,7 +254,11 @@ impl PostgresStore {
                     Some(row) => return Ok(row),
                     None => return Err(Trouble::Unknown(format!("cannot {what} at {place}: empty answer"))),
                 },
-                (Err(e), _) => e,
+                (Err(e), Some(text)) => {
+                    log::warn!("the database server at {place} says: {text}");
+                    e
+                }
+                (Err(e), None) => e,
             };
             last = format!(
                 "cannot {what} at {place}: {}{}",
@@ -316,9 +325,16 @@ impl PostgresStore {
     }
 }
 
+/// After a shorter silence than this, nobody looks for a good-bye.
+const SILENCE: Duration = Duration::from_millis(100);
+
 /// Takes what lies in the socket already: wake-ups that an answer will outdate anyway,
 /// and the server's good-bye, which is better seen before a statement is sent than after.
-fn read_what_came(client: &mut Client) -> Result<(), postgres::Error> {
+/// Only a read that may wait asks the kernel at all, and a millisecond is the shortest wait.
+fn read_what_came(client: &mut Client, silence: Duration) -> Result<(), postgres::Error> {
     while client.notifications().iter().next()?.is_some() {}
+    if silence >= SILENCE {
+        while client.notifications().timeout_iter(Duration::from_millis(1)).next()?.is_some() {}
+    }
     if client.is_closed() { client.check_connection() } else { Ok(()) }
 }
