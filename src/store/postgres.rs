@@ -36,6 +36,10 @@ use trouble::Verdict;
 /// Between two tries of a statement that met another one.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// How often one call may connect anew: a server that ends each session at once is not
+/// to be besieged.
+const MOST_CONNECTIONS: u32 = 2;
+
 /// A service's record in PostgreSQL. One thread owns it, and its connection with it.
 pub struct PostgresStore {
     address: Arc<Address>,
@@ -61,17 +65,12 @@ enum Listening {
 
 /// A store for `service`; nothing is connected before the first call.
 ///
-/// `store_timeout` is the bound on one call (*Q*), from which every other time-out follows.
+/// `store_timeout` is the bound on one call (*Q*), from which every other time-out follows;
+/// `known` is one for all stores that an agent opens, one after the other, on this address.
 ///
 /// # Errors
 /// An address without hosts.
-pub fn open(
-    pg: &Postgres,
-    service: &str,
-    store_timeout: Duration,
-    _renew: Duration,
-    known: Arc<Known>,
-) -> Result<PostgresStore, String> {
+pub fn open(pg: &Postgres, service: &str, store_timeout: Duration, known: Arc<Known>) -> Result<PostgresStore, String> {
     if pg.hosts.is_empty() {
         return Err("cannot use the store: its address names no host".into());
     }
@@ -215,15 +214,17 @@ impl PostgresStore {
         let limit = self.address.limit;
         let until = Instant::now() + limit;
         let mut last = String::new();
+        let mut connections = 0;
         loop {
             // Half a call must be left for a further try, or its owner gives up on us.
             let left = until.saturating_duration_since(Instant::now());
-            if !last.is_empty() && left < limit / 2 {
+            if !last.is_empty() && (left < limit / 2 || connections >= MOST_CONNECTIONS) {
                 return Err(Trouble::Refused(last));
             }
             let session = match &mut self.session {
                 Some(session) => session,
                 None => {
+                    connections += 1;
                     self.listening = Listening::NotYet;
                     self.heard = Instant::now();
                     let session = connect::connect(&self.address, &self.known, left * 3 / 4)

@@ -238,7 +238,8 @@ fn config(
     let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     config
         .connect_timeout(left)
-        .tcp_user_timeout(limit.max(Duration::from_millis(100)))
+        // Not below a second: one lost segment is sent again after 200 ms at the earliest.
+        .tcp_user_timeout(limit.max(Duration::from_secs(1)))
         .keepalives(true)
         // The kernel counts these in whole seconds.
         .keepalives_idle(limit.max(Duration::from_secs(1)))
