@@ -36,6 +36,10 @@ use trouble::Verdict;
 /// Between two tries of a statement that met another one.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// How often one call may connect anew: a server that ends each session at once is not
+/// to be besieged.
+const MOST_CONNECTIONS: u32 = 2;
+
 /// A service's record in PostgreSQL. One thread owns it, and its connection with it.
 pub struct PostgresStore {
     address: Arc<Address>,
@@ -46,6 +50,8 @@ pub struct PostgresStore {
     swap: String,
     session: Option<Session>,
     listening: Listening,
+    /// When this connection last answered.
+    heard: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,17 +65,12 @@ enum Listening {
 
 /// A store for `service`; nothing is connected before the first call.
 ///
-/// `store_timeout` is the bound on one call (*Q*), from which every other time-out follows.
+/// `store_timeout` is the bound on one call (*Q*), from which every other time-out follows;
+/// `known` is one for all stores that an agent opens, one after the other, on this address.
 ///
 /// # Errors
 /// An address without hosts.
-pub fn open(
-    pg: &Postgres,
-    service: &str,
-    store_timeout: Duration,
-    _renew: Duration,
-    known: Arc<Known>,
-) -> Result<PostgresStore, String> {
+pub fn open(pg: &Postgres, service: &str, store_timeout: Duration, known: Arc<Known>) -> Result<PostgresStore, String> {
     if pg.hosts.is_empty() {
         return Err("cannot use the store: its address names no host".into());
     }
@@ -83,6 +84,7 @@ pub fn open(
         swap: sql::swap(pg, lock_timeout),
         session: None,
         listening: Listening::NotYet,
+        heard: Instant::now(),
     })
 }
 
@@ -213,16 +215,19 @@ impl PostgresStore {
         let limit = self.address.limit;
         let until = Instant::now() + limit;
         let mut last = String::new();
+        let mut connections = 0;
         loop {
             // Half a call must be left for a further try, or its owner gives up on us.
             let left = until.saturating_duration_since(Instant::now());
-            if !last.is_empty() && left < limit / 2 {
+            if !last.is_empty() && (left < limit / 2 || connections >= MOST_CONNECTIONS) {
                 return Err(Trouble::Refused(last));
             }
             let session = match &mut self.session {
                 Some(session) => session,
                 None => {
+                    connections += 1;
                     self.listening = Listening::NotYet;
+                    self.heard = Instant::now();
                     let session = connect::connect(&self.address, &self.known, left * 3 / 4)
                         .map_err(|why| Trouble::Refused(format!("cannot {what}: {why}")))?;
                     self.session.insert(session)
@@ -230,7 +235,7 @@ impl PostgresStore {
             };
             let place = self.address.label(session.host);
             let mark = self.known.begin(session.host, limit);
-            if let Err(e) = read_what_came(&mut session.client) {
+            if let Err(e) = read_what_came(&mut session.client, self.heard.elapsed()) {
                 last = format!("cannot {what} at {place}: {}", trouble::tell(&e));
                 self.hang_up();
                 continue;
@@ -239,6 +244,7 @@ impl PostgresStore {
             let answer = session.client.query_typed(statement, params);
             let warning = session.warnings.take();
             drop(mark);
+            self.heard = Instant::now();
             let error = match (answer, warning) {
                 (Ok(_), Some(text)) if repeat == Repeat::Never => {
                     self.hang_up();
@@ -250,7 +256,11 @@ impl PostgresStore {
                     Some(row) => return Ok(row),
                     None => return Err(Trouble::Unknown(format!("cannot {what} at {place}: empty answer"))),
                 },
-                (Err(e), _) => e,
+                (Err(e), Some(text)) => {
+                    log::warn!("the database server at {place} says: {text}");
+                    e
+                }
+                (Err(e), None) => e,
             };
             last = format!(
                 "cannot {what} at {place}: {}{}",
@@ -317,9 +327,16 @@ impl PostgresStore {
     }
 }
 
+/// After a shorter silence than this, nobody looks for a good-bye.
+const SILENCE: Duration = Duration::from_millis(100);
+
 /// Takes what lies in the socket already: wake-ups that an answer will outdate anyway,
 /// and the server's good-bye, which is better seen before a statement is sent than after.
-fn read_what_came(client: &mut Client) -> Result<(), postgres::Error> {
+/// Only a read that may wait asks the kernel at all, and a millisecond is the shortest wait.
+fn read_what_came(client: &mut Client, silence: Duration) -> Result<(), postgres::Error> {
     while client.notifications().iter().next()?.is_some() {}
+    if silence >= SILENCE {
+        while client.notifications().timeout_iter(Duration::from_millis(1)).next()?.is_some() {}
+    }
     if client.is_closed() { client.check_connection() } else { Ok(()) }
 }

@@ -106,7 +106,7 @@ pub(super) fn ask_all(
     let (sender, answers) = sync_channel::<(usize, Found)>(0);
     for (host, slot) in found.iter_mut().enumerate() {
         if known.is_frozen(host) {
-            *slot = Some(Found::Silent(format!("frozen: {MOST_CALLS} calls to it hang")));
+            *slot = Some(Found::Silent(format!("not asked: {MOST_CALLS} calls to it are still unanswered")));
             continue;
         }
         let (address, known, sender) = (address.clone(), known.clone(), sender.clone());
@@ -238,7 +238,8 @@ fn config(
     let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     config
         .connect_timeout(left)
-        .tcp_user_timeout(limit.max(Duration::from_millis(100)))
+        // Not below a second: one lost segment is sent again after 200 ms at the earliest.
+        .tcp_user_timeout(limit.max(Duration::from_secs(1)))
         .keepalives(true)
         // The kernel counts these in whole seconds.
         .keepalives_idle(limit.max(Duration::from_secs(1)))
@@ -354,7 +355,10 @@ fn choose(
         })
         .collect();
     let Some((_, first_label, first)) = writable.first() else {
-        return Err(format!("no host takes writes: {}", tell_hosts(hosts)));
+        return Err(match hosts {
+            [_] => tell_hosts(hosts),
+            _ => format!("no host takes writes: {}", tell_hosts(hosts)),
+        });
     };
     let system = match highest {
         Some(seen) => {
@@ -413,7 +417,7 @@ fn choose(
 
 fn tell_hosts(hosts: &[(String, Result<Facts, String>)]) -> String {
     let tell = |(label, facts): &(String, Result<Facts, String>)| match facts {
-        Ok(f) if f.recovery => format!("{label}: a standby"),
+        Ok(f) if f.recovery => format!("{label}: a standby, takes no writes"),
         Ok(f) if f.read_only => format!("{label}: default_transaction_read_only is on"),
         Ok(f) => format!("{label}: on timeline {}", f.generation.timeline),
         Err(why) => format!("{label}: {why}"),
@@ -485,6 +489,6 @@ mod tests {
     fn standbys_alone_are_told_one_by_one() {
         let standby = Facts { recovery: true, ..server("a", 2) };
         let why = pick(&[Ok(standby), Err("no answer")], None).unwrap_err();
-        assert_eq!(why, "no host takes writes: db0:5432: a standby; db1:5432: no answer");
+        assert_eq!(why, "no host takes writes: db0:5432: a standby, takes no writes; db1:5432: no answer");
     }
 }

@@ -14,9 +14,8 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
-};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,7 +49,12 @@ fn check_of(mode: SslMode, has_root: bool) -> Check {
 /// Our own certificate or key cannot be read; the message names the file.
 pub(super) fn connector(pg: &Postgres) -> Result<MakeRustlsConnect, String> {
     let provider = Arc::new(ring::default_provider());
+    let signer = provider.key_provider;
     let check = check_of(pg.sslmode, pg.sslrootcert.is_some());
+    if let (Check::Chain | Check::ChainAndName, Some(root)) = (check, &pg.sslrootcert) {
+        // An unreadable file is told better here than in the middle of a handshake.
+        certificates(root)?;
+    }
     let verifier = Verifier { check, root: pg.sslrootcert.clone(), provider: provider.clone() };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -62,9 +66,11 @@ pub(super) fn connector(pg: &Postgres) -> Result<MakeRustlsConnect, String> {
             let chain = certificates(cert)?;
             let secret =
                 PrivateKeyDer::from_pem_file(key).map_err(|e| format!("cannot read sslkey {}: {e}", key.display()))?;
-            builder
-                .with_client_auth_cert(chain, secret)
-                .map_err(|e| format!("cannot use sslcert {} with sslkey {}: {e}", cert.display(), key.display()))?
+            let secret =
+                signer.load_private_key(secret).map_err(|e| format!("cannot use sslkey {}: {e}", key.display()))?;
+            // Not checked against each other here: the library's check refuses certificates of
+            // X.509 version 1, which `openssl x509 -req` makes and servers accept.
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, secret))))
         }
         (None, None) => builder.with_no_client_auth(),
         (Some(_), None) => return Err("sslcert needs sslkey beside it".into()),
@@ -164,9 +170,9 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// A message of ours, carried through the library as an error of the certificate.
+/// A message of ours, carried through the library.
 fn plain(text: String) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(Plain(text)))))
+    Error::Other(OtherError(Arc::new(Plain(text))))
 }
 
 #[derive(Debug)]

@@ -83,6 +83,11 @@ pub(super) fn tell(error: &postgres::Error) -> String {
         }
         cause = e.source();
     }
+    if text.contains("UnsupportedCertVersion") {
+        text.push_str(
+            " (the server's certificate is of X.509 version 1: make one of version 3, with a subjectAltName)",
+        );
+    }
     if text.contains("password missing") {
         text.push_str(" (the server asks for one: set PGPASSWORD, or add a line to ~/.pgpass)");
     }
