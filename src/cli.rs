@@ -1,7 +1,7 @@
 //! Arguments become an order. Nothing is done here but to find out what is wanted.
 
 use crate::config::{self, Environment, Flag, Literal, Loaded, Need, Patience, Sources};
-use crate::{exit, operate};
+use crate::{agent, exit, keeper, operate};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::io::Write;
@@ -50,8 +50,13 @@ enum Order {
     Schema(Schema),
     /// Show help on a subcommand, on "configuration" or on "exit-codes"
     Help(Help),
+    /// Decide for a keeper, which starts this by itself
     #[command(hide = true)]
-    Agent,
+    Agent {
+        /// Descriptors 5 and 6 are those of the command's cgroup
+        #[arg(long)]
+        cgroup: bool,
+    },
 }
 
 #[derive(Args)]
@@ -237,7 +242,7 @@ fn obey(order: Order) -> Ended {
             Ok(exit::OK)
         }
         Order::Help(help) => self::help(help.topic.as_deref()),
-        Order::Agent => Ok(operate::hooks::agent()),
+        Order::Agent { cgroup } => Ok(agent::run(cgroup)),
     }
 }
 
@@ -262,7 +267,7 @@ fn run(run: &Run) -> Ended {
         return Err(Failure { code: exit::USAGE, text });
     }
     warn(&loaded);
-    Ok(operate::hooks::run(&loaded, patience))
+    Ok(keeper::run(&loaded.config, keeper::Prepared::default()))
 }
 
 fn check(check: &Check) -> Ended {

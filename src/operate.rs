@@ -2,7 +2,7 @@
 //! runs is ever changed by one of them, but for `schema --apply`, which says so.
 
 mod check;
-pub mod hooks;
+mod reach;
 mod status;
 
 pub use check::{Containment, Finding, Mark, check, check_failed_json};
@@ -13,8 +13,8 @@ use crate::exit;
 
 /// `locum status`: what to print, and the exit code.
 pub fn status(config: &Config, json: bool) -> (String, u8) {
-    let cluster = config.lease.as_ref().map(|_| hooks::cluster(config));
-    let local = hooks::local(config);
+    let cluster = config.lease.as_ref().map(|_| reach::cluster(config));
+    let local = reach::local(config);
     let reached = match &cluster {
         Some(cluster) => cluster.is_ok(),
         None => local.is_ok(),
@@ -29,5 +29,5 @@ pub fn status(config: &Config, json: bool) -> (String, u8) {
 /// # Errors
 /// The exit code, and why the schema cannot be printed or applied.
 pub fn schema(config: &Config, apply: bool) -> Result<String, (u8, String)> {
-    if apply { hooks::apply_schema(config) } else { hooks::schema_sql(config) }
+    if apply { reach::apply_schema(config) } else { reach::schema_sql(config) }
 }

@@ -76,6 +76,11 @@ fn checked(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Whether this is the first process of its pid namespace, with which all others end.
+pub fn is_first_process() -> bool {
+    std::process::id() == 1
+}
+
 /// Makes this process the parent of every orphan among its descendants.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! `locum check`: every effective value with its origin, the timing of the lease, and
 //! what this host can promise.
 
-use super::hooks;
+use super::reach;
 use crate::config::{Command, Config, Environment, Errors, Loaded};
 use crate::core::{Budget, Timing};
 use crate::exit;
@@ -61,9 +61,9 @@ pub fn check(loaded: &Loaded, environment: &Environment, connect: bool, as_json:
     findings.extend(program(config, environment).map(|text| warning("command", text)));
     findings.extend(watchdog(config, environment).map(|text| warning("watchdog", text)));
     if connect {
-        findings.extend(hooks::connect(config));
+        findings.extend(reach::connect(config));
     }
-    let containment = hooks::containment();
+    let containment = Some(reach::containment());
     let code = findings.iter().find_map(|f| if let Mark::Error(code) = f.mark { Some(code) } else { None });
     let text = if as_json { json(loaded, &findings) } else { text(loaded, &findings, containment) };
     (text, code.unwrap_or(exit::OK))

@@ -48,7 +48,7 @@ pub fn open(
     seen: Option<&Generation>,
     deliver: impl Fn(u64, Answer) + Send + Sync + 'static,
 ) -> Result<Calls, String> {
-    let (service, limit, renew) = (service.to_owned(), lease.timing.store_timeout, lease.timing.renew);
+    let (service, limit) = (service.to_owned(), lease.timing.store_timeout);
     Ok(match lease.store.clone() {
         Target::File(path) => {
             Calls::new(move || Box::new(file::FileStore::new(&path, &service, limit)) as Box<dyn Store>, 1, deliver)
@@ -60,12 +60,13 @@ pub fn open(
             }
             let hosts = pg.hosts.len();
             // Tried once here, so that a bad address is an error now and not in a thread.
-            postgres::open(&pg, &service, limit, renew, known.clone())?;
-            let make = move || match postgres::open(&pg, &service, limit, renew, known.clone()) {
+            postgres::open(&pg, &service, limit, known.clone())?;
+            let counted = known.clone();
+            let make = move || match postgres::open(&pg, &service, limit, known.clone()) {
                 Ok(store) => Box::new(store) as Box<dyn Store>,
                 Err(why) => Box::new(Unusable(why)),
             };
-            Calls::new(make, hosts, deliver)
+            Calls::new(make, hosts, deliver).counting(move || counted.hung())
         }
     })
 }
@@ -146,6 +147,48 @@ pub fn prepare_once(service: &str, lease: &Lease, limit: Duration) -> Prepared {
                 Err(denied) => Prepared::Refused(denied.to_string()),
             }
         }
+    }
+}
+
+/// Makes the tables, and the record if a service is named. See [`prepare_once`].
+pub fn apply_schema(service: Option<&str>, lease: &Lease, limit: Duration) -> Prepared {
+    match (service, &lease.store) {
+        (Some(service), _) => prepare_once(service, lease, limit),
+        (None, Target::File(_)) => Prepared::Ready { made: false },
+        (None, Target::Postgres(pg)) => match postgres::make_schema(pg, limit) {
+            Ok(()) => Prepared::Ready { made: false },
+            Err(PrepareError::Unreachable(why)) => Prepared::Later(why),
+            Err(denied) => Prepared::Refused(denied.to_string()),
+        },
+    }
+}
+
+/// What a trial of a part of the store showed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tried {
+    /// As it should be.
+    Fine(String),
+    /// It works, and somebody should look at it.
+    Doubtful(String),
+    /// It cannot be reached or used.
+    Unreachable(String),
+    /// Rights are missing; the text says which.
+    Denied(String),
+}
+
+/// Tries everything that a running agent would need of the store, within `limit`, and
+/// writes nothing: each part by its name, with what came of it.
+pub fn survey(service: &str, lease: &Lease, limit: Duration) -> Vec<(String, Tried)> {
+    let own_limit = lease.timing.store_timeout;
+    match &lease.store {
+        Target::File(path) => {
+            let tried = match file::overview(path, service) {
+                Ok(_) => Tried::Fine(format!("{} is readable", lease.store)),
+                Err(why) => Tried::Doubtful(why),
+            };
+            vec![("store".into(), tried)]
+        }
+        Target::Postgres(pg) => postgres::findings(&postgres::survey(pg, limit), pg, own_limit),
     }
 }
 

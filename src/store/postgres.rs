@@ -19,7 +19,7 @@ mod tls;
 mod trouble;
 
 pub use known::Known;
-pub use operate::{HostFacts, Overview, PrepareError, Prepared, Rights, Survey, overview, prepare, schema_sql, survey};
+pub use operate::{PrepareError, findings, make_schema, overview, prepare, schema_sql, survey};
 
 use super::Store;
 use crate::config::Postgres;

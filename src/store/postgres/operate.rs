@@ -4,6 +4,7 @@
 //! Each call here takes its own thread and a deadline: a hung server costs its caller
 //! the deadline and no more.
 
+use super::super::Tried;
 use super::connect::{self, Address, Found, Session};
 use super::{Known, sql, trouble};
 use crate::config::Postgres;
@@ -91,6 +92,30 @@ pub fn prepare(
     .unwrap_or_else(|| Err(PrepareError::Unreachable(late(deadline))))
 }
 
+/// Makes the tables if they are missing; whether they were.
+fn tables_with(session: &mut Session, pg: &Postgres, place: &str) -> Result<bool, PrepareError> {
+    let failed = |e: postgres::Error, doing: &str| failed(&e, doing, pg, place);
+    let rights = rights(session, pg).map_err(|e| failed(e, "look for our tables"))?;
+    if !rights.tables.iter().all(|t| t.present) {
+        make_tables(session, pg, rights.schema_present).map_err(|e| failed(e, "make the tables"))?;
+        return Ok(true);
+    }
+    if !rights.suffice() {
+        let why = format!("user {} may not use the tables in schema {} at {place}", pg.user, pg.schema);
+        return Err(PrepareError::Denied { why, remedy: remedy(pg) });
+    }
+    Ok(false)
+}
+
+fn failed(error: &postgres::Error, doing: &str, pg: &Postgres, place: &str) -> PrepareError {
+    let why = format!("cannot {doing} at {place}: {}", trouble::tell(error));
+    match error.code().map(|c| c.code()) {
+        Some("42501") => PrepareError::Denied { why, remedy: remedy(pg) },
+        Some(_) => PrepareError::Refused(why),
+        None => PrepareError::Unreachable(why),
+    }
+}
+
 fn prepare_with(
     session: &mut Session,
     pg: &Postgres,
@@ -98,23 +123,8 @@ fn prepare_with(
     fresh: &Record,
     place: &str,
 ) -> Result<Prepared, PrepareError> {
-    let failed = |e: postgres::Error, doing: &str| {
-        let why = format!("cannot {doing} at {place}: {}", trouble::tell(&e));
-        match e.code().map(|c| c.code().to_owned()).as_deref() {
-            Some("42501") => PrepareError::Denied { why, remedy: remedy(pg) },
-            Some(_) => PrepareError::Refused(why),
-            None => PrepareError::Unreachable(why),
-        }
-    };
-    let mut tables_made = false;
-    let rights = rights(session, pg).map_err(|e| failed(e, "look for our tables"))?;
-    if !rights.tables.iter().all(|t| t.present) {
-        make_tables(session, pg, rights.schema_present).map_err(|e| failed(e, "make the tables"))?;
-        tables_made = true;
-    } else if !rights.suffice() {
-        let why = format!("user {} may not use the tables in schema {} at {place}", pg.user, pg.schema);
-        return Err(PrepareError::Denied { why, remedy: remedy(pg) });
-    }
+    let tables_made = tables_with(session, pg, place)?;
+    let failed = |e: postgres::Error, doing: &str| failed(&e, doing, pg, place);
     let (ttl, interval) = (sql::milliseconds(fresh.ttl), sql::milliseconds(fresh.renew));
     let rows = session
         .client
@@ -288,6 +298,83 @@ fn host_facts(session: &mut Session, pg: &Postgres) -> Result<HostFacts, postgre
         rights,
         round_trip,
     })
+}
+
+/// A survey, told to people: a line for each host, and one for the choice.
+/// `store_timeout` is what the running agent would grant a call.
+pub fn findings(survey: &Survey, pg: &Postgres, store_timeout: Duration) -> Vec<(String, Tried)> {
+    let mut all = Vec::new();
+    for (host, facts) in &survey.hosts {
+        let subject = format!("store {host}");
+        let facts = match facts {
+            Ok(facts) => facts,
+            // One silent host of several is what the list is for.
+            Err(why) if survey.hosts.len() > 1 => {
+                all.push((subject, Tried::Doubtful(why.clone())));
+                continue;
+            }
+            Err(why) => {
+                all.push((subject, Tried::Unreachable(why.clone())));
+                continue;
+            }
+        };
+        let role = if facts.in_recovery { "standby" } else { "takes writes" };
+        let tls = facts.tls.as_deref().unwrap_or("no TLS");
+        let pooler = if facts.direct { "" } else { ", behind a pooler (no wake-ups: a hand-over takes a cycle)" };
+        let trip = facts.round_trip;
+        let text = format!(
+            "PostgreSQL {}, {role}, timeline {}, {tls}, round trip {:.1} ms{pooler}",
+            facts.version,
+            facts.generation.timeline,
+            trip.as_secs_f64() * 1e3
+        );
+        let tried = if trip > store_timeout / 4 {
+            Tried::Doubtful(format!("{text}: slow against lease.store_timeout of {store_timeout:?}"))
+        } else {
+            Tried::Fine(text)
+        };
+        all.push((subject, tried));
+        if !facts.in_recovery {
+            all.push((format!("rights {host}"), rights_told(&facts.rights, pg, &survey.remedy)));
+        }
+    }
+    all.push((
+        "store".into(),
+        match &survey.choice {
+            Ok(host) => Tried::Fine(format!("{host} would be used")),
+            Err(why) => Tried::Unreachable(why.clone()),
+        },
+    ));
+    all
+}
+
+fn rights_told(rights: &Rights, pg: &Postgres, remedy: &str) -> Tried {
+    if rights.suffice() {
+        return Tried::Fine(format!("user {} may use the tables in schema {}", pg.user, pg.schema));
+    }
+    if rights.tables.iter().any(|table| !table.present) {
+        return Tried::Doubtful(format!(
+            "the tables in schema {} are missing: locum run makes them if it may, or run locum schema --apply",
+            pg.schema
+        ));
+    }
+    Tried::Denied(format!("user {} may not use the tables in schema {}\n{remedy}", pg.user, pg.schema))
+}
+
+/// Makes schema and tables if they are missing, within `deadline`.
+///
+/// # Errors
+/// See [`PrepareError`].
+pub fn make_schema(pg: &Postgres, deadline: Duration) -> Result<(), PrepareError> {
+    let known = Arc::new(Known::new(pg.hosts.len()));
+    let address = Arc::new(Address::new(pg, "schema", deadline));
+    bounded(deadline, move || {
+        let mut session = connect::connect(&address, &known, deadline * 3 / 4).map_err(PrepareError::Unreachable)?;
+        let _mark = known.begin(session.host, deadline);
+        let place = address.label(session.host);
+        tables_with(&mut session, &address.pg, &place).map(|_| ())
+    })
+    .unwrap_or_else(|| Err(PrepareError::Unreachable(late(deadline))))
 }
 
 /// The cluster as one server shows it.
