@@ -1,6 +1,6 @@
 //! Two processes: what each survives, and what neither may leave behind.
 
-use crate::bed::{Bed, Node, NodeSpec, Postgres, Tree, s, signal, stays, wait_until};
+use crate::bed::{Bed, Node, Postgres, Tree, s, signal, stays, wait_until};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -93,15 +93,15 @@ fn with_agents_stopped_faster_than_they_can_renew_the_tree_is_gone_by_its_limit(
 
 #[test]
 fn within_a_second_of_a_killed_keeper_nothing_is_left() {
-    let kinds: [(&str, fn(NodeSpec) -> NodeSpec); 3] = [
-        ("with-cgroup", |s| s),
-        ("without-cgroup", NodeSpec::without_cgroup),
-        ("unprivileged", NodeSpec::unprivileged),
-    ];
-    for (kind, how) in kinds {
+    for kind in ["with-cgroup", "without-cgroup", "unprivileged"] {
         for leased in [false, true] {
             let bed = Bed::new(kind);
-            let mut spec = how(bed.node("a").beater(&["--ignore-term", "--member"]));
+            let spec = bed.node("a").beater(&["--ignore-term", "--member"]);
+            let mut spec = match kind {
+                "without-cgroup" => spec.without_cgroup(),
+                "unprivileged" => spec.unprivileged(),
+                _ => spec,
+            };
             if leased {
                 spec = spec.store(&bed.file_store());
             }

@@ -196,10 +196,10 @@ fn a_file_that_cannot_be_read_as_a_record_starts_nothing() {
     let bed = Bed::new("torn");
     let store = bed.file_store();
     fs::write(store.trim_start_matches("file:"), "{ half a rec").unwrap();
-    let mut a = bed.node("a").store(&store).start();
+    let a = bed.node("a").store(&store).start();
     std::thread::sleep(s(4.0));
     assert!(bed.beats().is_empty(), "a command was started on a record that cannot be read");
-    assert!(a.has_ended() || a.log().contains("cannot"), "{}", a.log());
+    assert!(a.log().contains("cannot"), "it must say why: {}", a.log());
 }
 
 #[test]

@@ -35,7 +35,8 @@ const USAGE: &str = "usage: beater --beats FILE [options]
   --http PORT        answer HTTP on 127.0.0.1:PORT
   --answer FILE      what to answer: a status, or `silent` (default 200)
   --end-after MS     end by itself after this time
-  --code N           with this exit code";
+  --code N           with this exit code
+More options are read from BEATER_ARGS.";
 
 fn main() {
     let args = Args::parse();
@@ -190,7 +191,9 @@ struct Args {
 impl Args {
     fn parse() -> Args {
         let mut args = Args { role: "leader".into(), ..Args::default() };
-        let mut words = std::env::args().skip(1);
+        // Some supervisors take a program but no arguments for it.
+        let more = std::env::var("BEATER_ARGS").unwrap_or_default();
+        let mut words = std::env::args().skip(1).chain(more.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
         while let Some(word) = words.next() {
             let mut value = || words.next().unwrap_or_else(|| usage());
             match word.as_str() {
@@ -217,6 +220,7 @@ impl Args {
 
     fn spawn(&self, role: &str, leader: u32) -> std::process::Child {
         Command::new("/proc/self/exe")
+            .env_remove("BEATER_ARGS")
             .args(["--beats", &self.beats, "--role", role, "--leader", &leader.to_string()])
             .stdin(Stdio::null())
             .spawn()

@@ -41,13 +41,16 @@ pub fn run_folder() -> &'static Path {
 fn janitor(dir: &Path) {
     let script = r#"
         cat >/dev/null
-        for p in /proc/[0-9]*; do
-            if tr '\0' '\n' <"$p/environ" | grep -q "^LOCUM_BED=$1/" || readlink "$p/cwd" | grep -q "^$1/"; then
-                kill -9 "${p#/proc/}"
-            fi
+        for round in 1 2 3; do
+            for p in /proc/[0-9]*; do
+                if tr '\0' '\n' <"$p/environ" | grep -q "^LOCUM_BED=$1/" || readlink "$p/cwd" | grep -q "^$1/"; then
+                    kill -9 "${p#/proc/}"
+                fi
+            done
+            sleep 0.1
         done
         for n in $(ip netns list | cut -d' ' -f1); do case $n in "$2"*) ip netns del "$n";; esac; done
-        [ -n "$LOCUM_BED_KEEP" ] || { sleep 0.2; rm -rf "$1"; }"#;
+        [ -n "$LOCUM_BED_KEEP" ] || rm -rf "$1" || rm -rf "$1""#;
     let prefix = netns_prefix(&std::process::id().to_string());
     let child = Command::new("setsid")
         .args(["sh", "-c", script, "sh", &dir.display().to_string(), &prefix])

@@ -4,6 +4,9 @@
 //! Whatever it starts, it ends: on drop, also when a test fails. A run that was
 //! killed is swept by the next one ([`ground`]).
 
+// The benchmark uses some of this, the tests the rest.
+#![allow(dead_code, unused_imports)]
+
 mod beats;
 mod endpoint;
 mod ground;
@@ -12,13 +15,13 @@ mod node;
 mod postgres;
 mod process;
 
-pub use beats::{Beats, Deadlines, check};
+pub use beats::{Beats, Deadlines, boot_now, check};
 pub use endpoint::{Endpoint, Manner};
-pub use ground::free_port;
+pub use ground::{MARK, free_port};
 pub use lab::Lab;
-pub use node::{Node, NodeSpec, locum, locum_in};
+pub use node::{Node, NodeSpec, beater, binary, locum, locum_in};
 pub use postgres::{PASSWORD, Pooler, Postgres, Server};
-pub use process::{Tree, alive, arguments, environment, signal};
+pub use process::{Tree, alive, arguments, environment, marked, signal};
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

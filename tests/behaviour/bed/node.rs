@@ -7,13 +7,21 @@ use super::{Bed, SERVICE, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// The product.
-const BINARY: &str = env!("CARGO_BIN_EXE_locum");
+/// The product: as cargo tells a test; the benchmark finds it from its own place.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| match option_env!("CARGO_BIN_EXE_locum") {
+        Some(path) => path.into(),
+        None => std::env::current_exe().unwrap().parent().unwrap().with_file_name("locum"),
+    })
+}
 
 /// The product's binary with these arguments, run to its end.
 pub fn locum(args: &[&str]) -> Output {
@@ -22,21 +30,21 @@ pub fn locum(args: &[&str]) -> Output {
 
 /// The same with more environment.
 pub fn locum_in(args: &[&str], environment: &[(&str, &str)]) -> Output {
-    Command::new(BINARY)
+    Command::new(binary())
         .args(args)
         .envs(environment.iter().copied())
         .env(MARK, ground::run_folder().join("cli"))
         .stdin(Stdio::null())
         .output()
-        .unwrap_or_else(|e| panic!("cannot run {BINARY}: {e}"))
+        .unwrap_or_else(|e| panic!("cannot run {}: {e}", binary().display()))
 }
 
 /// The beater: an example program of this package, which `cargo test` builds beside the
 /// product. Built here when only this test was asked for.
-fn beater() -> &'static Path {
+pub fn beater() -> &'static Path {
     static BEATER: OnceLock<PathBuf> = OnceLock::new();
     BEATER.get_or_init(|| {
-        let path = Path::new(BINARY).with_file_name("examples").join("beater");
+        let path = binary().with_file_name("examples").join("beater");
         if !path.exists() {
             let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
             let built =
@@ -171,7 +179,7 @@ impl NodeSpec {
         self
     }
 
-    /// Its stderr is a full pipe that nobody reads.
+    /// Its stderr is full, and nobody reads it.
     pub fn with_stuck_stderr(mut self) -> NodeSpec {
         self.stderr_is_stuck = true;
         self
@@ -218,15 +226,15 @@ impl NodeSpec {
         let file = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         ground::open_to_all(&log, 0o666);
         let mut words = self.wrapper.clone();
-        words.extend([BINARY.into(), "run".into(), "-c".into(), config.display().to_string()]);
+        words.extend([binary().display().to_string(), "run".into(), "-c".into(), config.display().to_string()]);
         words.extend(self.arguments.iter().cloned());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).envs(self.environment.iter().map(|(k, v)| (k, v))).env(MARK, &self.dir);
         command.current_dir(&self.dir).stdin(Stdio::null()).stdout(file.try_clone().unwrap());
         let mut keep_open = None;
         if self.stderr_is_stuck {
-            let (reader, writer) = stuck_pipe();
-            command.stderr(writer);
+            let (reader, writer) = stuck_stream();
+            command.stderr(std::os::fd::OwnedFd::from(writer));
             keep_open = Some(reader);
         } else {
             command.stderr(file);
@@ -245,12 +253,14 @@ impl NodeSpec {
     }
 }
 
-/// A pipe that is full; its reading end must be kept.
-fn stuck_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
-    let (reader, mut writer) = std::io::pipe().unwrap();
-    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
-    while std::io::Write::write(&mut writer, &[b'.'; 4096]).is_ok() {}
-    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
+/// A stream that is full; its reading end must be kept.
+fn stuck_stream() -> (UnixStream, UnixStream) {
+    let (reader, mut writer) = UnixStream::pair().unwrap();
+    writer.set_nonblocking(true).unwrap();
+    while writer.write(&[b'.'; 4096]).is_ok() {}
+    // Down to the last byte, so that not even a short line fits.
+    while writer.write(b".").is_ok() {}
+    writer.set_nonblocking(false).unwrap();
     (reader, writer)
 }
 
@@ -268,7 +278,7 @@ pub struct Node {
     child: Child,
     indirect: bool,
     ended: Option<ExitStatus>,
-    _stuck: Option<std::io::PipeReader>,
+    _stuck: Option<UnixStream>,
 }
 
 impl Node {
