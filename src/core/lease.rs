@@ -79,11 +79,12 @@ impl Watch {
             };
             return Some((excluded, Ground::Free));
         }
-        // Nobody promised anything in a record that fails the guards of rule (a):
-        // then our own ttl counts too, if it is the longer one.
+        // A record that fails the guards of rule (a), whomever it names, may hide a later
+        // promise that was lost: then our own ttl counts too, if it is the longer one.
+        let present = seen.record.generation.as_ref() == Some(&seen.generation);
         let ttl = match seen.record.holder {
-            Some(_) => seen.record.ttl,
-            None => seen.record.ttl.max(timing.ttl),
+            Some(_) if present && seen.record.token >= self.highest_token => seen.record.ttl,
+            _ => seen.record.ttl.max(timing.ttl),
         };
         Some((timing.patience(ttl).saturating_sub(watched), Ground::Silence))
     }
@@ -158,6 +159,11 @@ impl Held {
     /// What is in force: the minimum over the last confirmed swap and each unresolved one.
     pub(super) fn limits(&self) -> Limits {
         self.confirmed.tightest(self.doubt)
+    }
+
+    /// Whether the last confirmed swap gives nothing any more: others may have held it since.
+    pub(super) fn has_run_out(&self, now: Boot) -> bool {
+        now.has_reached(self.confirmed.end)
     }
 
     /// A swap that would give `limits` leaves: until it is confirmed, it may or may not count.

@@ -159,6 +159,7 @@ pub enum Effect {
 
 /// What a fresh agent must not forget.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 struct Memo {
     tries: u32,
     restarts: u64,
@@ -217,6 +218,9 @@ enum Sealed {
     Yes,
 }
 
+/// Asks for a reopened log, and for nothing of ours; the same number on every Unix.
+const HUP: i32 = 1;
+
 /// Without a store there are no renewals to be heard: the agent says that it lives this often.
 pub(super) const IDLE_ALIVE: Duration = Duration::from_secs(30);
 
@@ -239,6 +243,8 @@ pub struct Node {
     next_id: u64,
     /// The next look of a standby.
     next_look: Boot,
+    /// No wait for hints before this: the store has just failed one call.
+    wait_at: Boot,
     /// The next write: a renewal, a release, or another try at a claim.
     write_at: Boot,
     /// `kill_at` of the last lease told to the keeper and not yet acknowledged.
@@ -246,6 +252,9 @@ pub struct Node {
     /// When the keeper last said something.
     keeper_heard: Boot,
     killed_all: bool,
+    /// The limits of a lease that was lost while something of the command still lived:
+    /// the kill was ordered, but a keeper that is stopped does not hear it.
+    forfeit: Option<Limits>,
     /// An orderly stop was asked for.
     asked_to_stop: bool,
     /// Why the command is on its last way, for the release.
@@ -294,10 +303,12 @@ impl Node {
             calling: None,
             next_id: 1,
             next_look: now,
+            wait_at: now,
             write_at: now,
             unacked: None,
             keeper_heard: now,
             killed_all: false,
+            forfeit: None,
             asked_to_stop: hello.stopping,
             farewell: "the command ended".into(),
             finish: None,
@@ -311,6 +322,9 @@ impl Node {
         if node.setup.timing.is_some() && hello.epoch > 0 && !ended {
             node.held = Some(Held::new(hello.epoch, hello.token, hello.limits));
         }
+        // What the keeper ended for the lease, without an agent, was not the command's doing.
+        let in_doubt = node.setup.timing.is_some() && now.has_reached(hello.limits.term_at);
+        let by_itself = if in_doubt { Ending::Lease } else { Ending::Own };
         match hello.tree {
             Tree::Running { pid, since } => {
                 node.command.found(now, pid, since, memo.ready, memo.failing);
@@ -320,7 +334,7 @@ impl Node {
                 }
             }
             Tree::Ending { .. } => {
-                node.command.ending(memo.ending.unwrap_or(Ending::Own));
+                node.command.ending(memo.ending.unwrap_or(by_itself));
             }
             Tree::Gone => {
                 if let Some(code) = memo.over {
@@ -329,7 +343,7 @@ impl Node {
                     node.command.life = Life::Waiting { until };
                 } else if memo.ending.is_some() || (memo.live && hello.exit.is_some()) {
                     // It ended while there was no agent to see it.
-                    node.command.ending(memo.ending.unwrap_or(Ending::Own));
+                    node.command.ending(memo.ending.unwrap_or(by_itself));
                     node.tree_is_gone(now);
                 }
             }
@@ -375,6 +389,7 @@ impl Node {
     /// How long until the node has something to do by itself.
     pub fn wake_in(&self, now: Boot) -> Duration {
         if self.done {
+            // Nothing is left to do but to be ended by the keeper.
             return IDLE_ALIVE;
         }
         let mut wake = now.until(self.last_said.plus(self.alive_after()));
@@ -387,10 +402,7 @@ impl Node {
         } else if let Some(d) = self.store_due_in(now) {
             at_most(d);
         }
-        if let Some(held) = &self.held
-            && !self.command.is_gone()
-        {
-            let limits = held.limits();
+        if let Some(limits) = self.living_under() {
             for limit in [limits.term_at, self.last_resort(limits)] {
                 if !now.has_reached(limit) {
                     at_most(now.until(limit));
@@ -495,6 +507,8 @@ impl Node {
         }
         let patience = self.setup.timing.map_or(Duration::ZERO, |timing| 2 * timing.store_timeout);
         self.finish = Some(Finish { code, why: why.to_string(), until: now.plus(patience), sealed: Sealed::No });
+        // The release is due now, not when the next renewal would have been.
+        self.write_at = now;
     }
 
     /// Nothing is left to do but to end the keeper.
@@ -518,6 +532,8 @@ impl Node {
     }
 
     fn order_lease(&mut self, epoch: u64, limits: Limits) {
+        let adopts = self.is_flawed(Flaw::AdoptUnderAnotherLease) && !self.command.is_gone();
+        let epoch = if adopts { self.given_up.max(1) } else { epoch };
         self.unacked = Some(limits.kill_at);
         self.order(Order::Lease { epoch, limits });
     }

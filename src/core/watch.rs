@@ -270,7 +270,8 @@ impl Watch {
     pub(super) fn due_in(&self, now: Boot) -> Option<Duration> {
         let Life::Running { since, ready, failing, .. } = self.life else {
             return match self.life {
-                Life::Waiting { until } => Some(now.until(until)),
+                // A pause that is over waits for a lease, which comes as an event.
+                Life::Waiting { until } if !now.has_reached(until) => Some(now.until(until)),
                 _ => None,
             };
         };

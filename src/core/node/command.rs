@@ -1,9 +1,6 @@
 //! The node's side towards the keeper: what is heard of the command, and what it needs.
 
-use super::{
-    Boot, Change, Due, Duration, Effect, Ending, Flaw, Level, Life, Limits, Node, Order, Report, Sealed, Stage,
-};
-use super::{Start, Verdict, code, secs};
+use super::*;
 
 impl Node {
     pub(super) fn keeper_said(&mut self, now: Boot, report: Report) {
@@ -14,6 +11,11 @@ impl Node {
                 if let Life::Starting { .. } = self.command.life {
                     self.command.started(now, pid);
                     self.tell(Level::Info, format!("started the command as pid {pid}"));
+                } else if self.command.is_gone() {
+                    // The two of us do not agree on what lives: nothing may, then.
+                    self.tell(Level::Error, format!("the command runs as pid {pid} against our knowledge: killing it"));
+                    self.command.ending(Ending::Lease);
+                    self.order(Order::Kill);
                 }
             }
             Report::StartFailed { stage, errno } => self.start_failed(now, stage, errno),
@@ -25,19 +27,24 @@ impl Node {
                 let level = if by_itself { Level::Warn } else { Level::Info };
                 self.tell(level, format!("the command {exit}"));
             }
-            Report::Gone => self.tree_is_gone(now),
+            Report::Gone => {
+                // A start that came too late for the lease was refused: no failed try.
+                self.notice_doubt(now);
+                self.tree_is_gone(now);
+            }
             Report::LeaseAck { kill_at, .. } => {
                 if self.unacked == Some(kill_at) {
                     self.unacked = None;
                 }
                 if let Some(finish) = &mut self.finish
+                    && finish.sealed == Sealed::Asked
                     && kill_at == Boot::ZERO
                 {
                     finish.sealed = Sealed::Yes;
                 }
             }
             Report::Asked { signal } => {
-                if !self.asked_to_stop {
+                if signal != HUP && !self.asked_to_stop {
                     self.asked_to_stop = true;
                     self.stop(now, &format!("asked to stop by signal {signal}"));
                 }
@@ -71,6 +78,7 @@ impl Node {
         if self.command.is_gone() {
             return;
         }
+        self.forfeit = None;
         match self.command.gone(now) {
             Some(pause) => {
                 let tries = self.command.tries;
@@ -123,12 +131,17 @@ impl Node {
         limits.kill_at.plus(self.setup.timing.map_or(Duration::ZERO, |timing| timing.kill_margin / 2))
     }
 
+    /// The limits that something of the command lives under, if it does.
+    pub(super) fn living_under(&self) -> Option<Limits> {
+        let limits = self.held.as_ref().map(Held::limits).or(self.forfeit)?;
+        (!self.command.is_gone()).then_some(limits)
+    }
+
     pub(super) fn watch_keeper(&mut self, now: Boot) {
-        let Some(held) = &self.held else { return };
-        let limits = held.limits();
+        let Some(limits) = self.living_under() else { return };
         let silent = !self.keeper_heard.has_reached(limits.kill_at);
         let due = limits != Limits::PAST && now.has_reached(self.last_resort(limits));
-        if due && silent && !self.command.is_gone() && !self.killed_all {
+        if due && silent && !self.killed_all {
             self.killed_all = true;
             self.tell(Level::Error, "the keeper let the deadline pass: killing the command and the keeper".into());
             self.out.push(Effect::KillAll);
@@ -160,11 +173,11 @@ impl Node {
         }
         let start = match (&self.setup.timing, &self.held) {
             (None, _) => Start { epoch: 0, token: 0, previous: String::new() },
-            (Some(_), Some(held)) if !now.has_reached(held.limits().term_at) => Start {
-                epoch: held.epoch,
-                token: held.token,
-                previous: held.record.as_ref().map_or(String::new(), |(record, _)| record.previous.clone()),
-            },
+            (Some(_), Some(held)) if !now.has_reached(held.limits().term_at) => {
+                // The keeper knows the token of the last start, not of this lease: look first.
+                let Some((record, _)) = &held.record else { return };
+                Start { epoch: held.epoch, token: held.token, previous: record.previous.clone() }
+            }
             _ => return,
         };
         self.command.starting(now);

@@ -14,6 +14,7 @@ impl Node {
                 }
                 if let Err(trouble) = hint {
                     self.next_look = now.plus(self.pause());
+                    self.wait_at = self.next_look;
                     self.in_trouble(now, &trouble);
                 }
             }
@@ -43,7 +44,7 @@ impl Node {
         self.generation = Some(generation.clone());
         let s = if self.is_flawed(Flaw::CountFromReply) { now } else { call.asked };
         let limits = timing.limits(s, record.ttl);
-        self.write_at = call.asked.plus(timing.renew);
+        self.write_at = if self.finish.is_some() { now } else { call.asked.plus(timing.renew) };
         match call.kind {
             Kind::Claim => {
                 let mut held = Held::new(record.epoch, record.token, limits);
@@ -53,6 +54,7 @@ impl Node {
                 self.claim_in_doubt = false;
                 self.claimed_once = true;
                 self.challenger.forget();
+                self.challenger.highest_token = self.challenger.highest_token.max(token);
                 self.tell(Level::Info, format!("active: holds the lease as epoch {epoch}, token {token}: {why}"));
                 self.tell_limits(epoch, limits);
                 self.order_lease(epoch, limits);
@@ -64,6 +66,11 @@ impl Node {
                 let epoch = held.epoch;
                 self.claimed_once = true;
                 self.claim_in_doubt = false;
+                if self.finish.as_ref().is_some_and(|finish| finish.sealed != Sealed::No) {
+                    // The keeper was told that this lease is over, and that stands.
+                    held.sent(Limits::PAST);
+                    return;
+                }
                 if first {
                     self.tell(
                         Level::Info,
@@ -101,8 +108,12 @@ impl Node {
             Some(_) => self.told_missing = false,
         }
         let flaw = self.flaw();
+        // A store that was rolled back may show a lease of ours that others have had since.
+        let present = sighting.record.as_ref().is_some_and(|r| r.generation.as_ref() == Some(&sighting.generation));
         if let Some(held) = &mut self.held {
+            let trusted = present || !held.has_run_out(now);
             if let Some(record) = &sighting.record
+                && trusted
                 && is_ours(record, &self.me, held.epoch, flaw)
             {
                 held.token = record.token;
@@ -111,6 +122,7 @@ impl Node {
                 return;
             }
             let to = match &sighting.record {
+                Some(_) if !trusted => "it had run out when the store was replaced by a standby".into(),
                 Some(Record { holder: Some(holder), epoch, .. }) => {
                     format!("{} holds it under epoch {epoch}", holder.node)
                 }
@@ -119,6 +131,7 @@ impl Node {
             };
             self.lost(now, &to);
         } else if let Some(record) = &sighting.record
+            && present
             && record.holder.as_ref().is_some_and(|holder| {
                 holder.instance == self.me.instance
                     || (self.is_flawed(Flaw::RenewByName) && holder.node == self.me.node)
@@ -179,6 +192,7 @@ impl Node {
         self.in_trouble(now, trouble);
         self.write_at = now.plus(self.pause());
         self.next_look = now.plus(self.pause());
+        self.wait_at = self.next_look;
         match call.kind {
             Kind::Claim => {
                 if matches!(trouble, Trouble::Unknown(_)) {
@@ -187,11 +201,11 @@ impl Node {
                 }
             }
             Kind::Release if self.is_flawed(Flaw::UnresolvedIsFailed) => {
+                // "It did not happen": so on with the lease, as it was.
                 self.finish = None;
                 self.asked_to_stop = false;
                 self.command.life = Life::Idle;
-                if let Some(limits) = self.held.as_ref().map(Held::limits) {
-                    let epoch = self.held.as_ref().map_or(0, |held| held.epoch);
+                if let Some((epoch, limits)) = self.held.as_ref().map(|held| (held.epoch, held.limits())) {
                     self.order_lease(epoch, limits);
                 }
             }
@@ -222,6 +236,7 @@ impl Node {
     }
 
     pub(super) fn out_of_trouble(&mut self, now: Boot) {
+        self.wait_at = now;
         if let Some((since, _)) = self.trouble.take() {
             self.tell(Level::Info, format!("the store answers again, after {}", secs(now.fast_since(since))));
         }
@@ -232,11 +247,16 @@ impl Node {
         let Some(held) = self.held.take() else { return };
         self.given_up = self.given_up.max(held.epoch);
         self.unacked = None;
+        if self.is_flawed(Flaw::AdoptUnderAnotherLease) && !self.command.is_gone() {
+            // It goes on, and gets the limits of the next lease.
+            return;
+        }
         self.order(Order::Lease { epoch: held.epoch, limits: Limits::PAST });
         if self.command.is_gone() {
             self.tell(Level::Warn, format!("standby: lost the lease of epoch {}: {to}", held.epoch));
         } else {
             self.order(Order::Kill);
+            self.forfeit = Some(held.limits());
             if !matches!(self.command.life, Life::Ending { why: Ending::Asked }) {
                 self.command.ending(Ending::Lease);
             }
@@ -295,6 +315,9 @@ impl Node {
             limit = limit.min(left);
         }
         let bound = limit + timing.store_timeout;
+        if !now.has_reached(self.wait_at) {
+            return;
+        }
         let id = self.call(now, Kind::Wait, bound, None);
         self.out.push(Effect::Wait { id, limit });
     }
@@ -365,7 +388,15 @@ impl Node {
             Some(_) if self.unacked.is_some() => None,
             Some(_) => Some(now.until(self.write_at)),
             None if self.asked_to_stop => None,
-            None => Some(now.until(self.next_look)),
+            None => Some(now.until(self.next_look).min(self.claim_due_in(now))),
+        }
+    }
+
+    /// How long until a claim may be sent, if nothing else happens.
+    fn claim_due_in(&self, now: Boot) -> Duration {
+        match self.setup.timing.and_then(|timing| self.claim_in(now, &timing)) {
+            Some((left, _)) if self.command.is_gone() && !self.claim_in_doubt => left.max(now.until(self.write_at)),
+            _ => Duration::MAX,
         }
     }
 
@@ -401,9 +432,11 @@ impl Node {
     }
 
     pub(super) fn swap(&mut self, now: Boot, kind: Kind, write: Write) {
+        let unresolved_is_failed = self.is_flawed(Flaw::UnresolvedIsFailed);
         if let (Some(held), Some(timing)) = (&mut self.held, self.setup.timing) {
             // A release counts as zero from the moment it is sent.
             let limits = match kind {
+                Kind::Release if unresolved_is_failed => held.limits(),
                 Kind::Release => Limits::PAST,
                 _ => timing.limits(now, write.next.ttl),
             };
