@@ -484,7 +484,7 @@ pub fn spawn(program: &mut Program, setup: &Setup<'_>) -> io::Result<Spawned> {
     let pid = unsafe {
         match fork(setup.cgroup)? {
             0 => {
-                let failed = enter(file, argument_pointers, environment_pointers, setup, parent, report.as_raw_fd());
+                let failed = enter(file, argument_pointers, environment_pointers, setup, parent);
                 let bytes = encode_failure(failed);
                 libc::write(report.as_raw_fd(), bytes.as_ptr().cast(), bytes.len());
                 libc::_exit(if failed.1 == libc::ENOENT { 127 } else { 126 });
@@ -551,7 +551,6 @@ unsafe fn enter(
     environment: &[*const libc::c_char],
     setup: &Setup<'_>,
     parent: i32,
-    report: RawFd,
 ) -> (Stage, i32) {
     // SAFETY: every pointer points into memory that the parent laid out before the
     // fork; every call is async-signal-safe.
@@ -602,17 +601,14 @@ unsafe fn enter(
                 libc::kill(libc::getpid(), libc::SIGKILL);
             }
         }
-        let mut target = 3;
-        for source in setup.inherit {
+        for (target, source) in (3..).zip(setup.inherit.iter()) {
             if libc::dup2(source.as_raw_fd(), target) < 0 {
                 return (Stage::Exec, errno());
             }
-            target += 1;
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
-        let _ = report;
 
         let arguments = arguments.as_ptr();
         let environment = environment.as_ptr();
