@@ -454,7 +454,7 @@ pub enum Input<'a> {
 pub struct Spawned {
     /// Its pid, which is its process group too.
     pub pid: i32,
-    /// Ends without a byte once the program runs; else [`read_failure`] has the cause.
+    /// Ends without a byte once the program runs; else [`read_outcome`] has the cause.
     pub outcome: OwnedFd,
 }
 
