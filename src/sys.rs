@@ -407,8 +407,8 @@ impl Program {
 
 /// How a child is set up, in the order of the fields.
 pub struct Setup<'a> {
-    /// It is born into this cgroup (an open folder).
-    pub cgroup: Option<BorrowedFd<'a>>,
+    /// Its cgroup.
+    pub cgroup: Option<Entry<'a>>,
     /// Signals that it ignores; all others have their default.
     pub ignored: &'a [i32],
     /// Written to `/proc/self/oom_score_adj`.
@@ -423,6 +423,16 @@ pub struct Setup<'a> {
     pub input: Input<'a>,
     /// What it inherits from descriptor 3 on, in this order; these are numbered 10 or more.
     pub inherit: &'a [BorrowedFd<'a>],
+}
+
+/// How a child gets into a cgroup.
+#[derive(Clone, Copy)]
+pub enum Entry<'a> {
+    /// It is born in it: this is the open folder. The fast way: moving a process waits
+    /// for an RCU grace period, milliseconds.
+    Born(BorrowedFd<'a>),
+    /// It moves itself, by this open `cgroup.procs`.
+    Moved(BorrowedFd<'a>),
 }
 
 /// What happens to a child when its parent dies.
@@ -449,7 +459,7 @@ pub enum Input<'a> {
 pub struct Spawned {
     /// Its pid, which is its process group too.
     pub pid: i32,
-    /// Ends without a byte once the program runs; else [`read_failure`] has the cause.
+    /// Ends without a byte once the program runs; else [`read_outcome`] has the cause.
     pub outcome: OwnedFd,
 }
 
@@ -479,7 +489,7 @@ pub fn spawn(program: &mut Program, setup: &Setup<'_>) -> io::Result<Spawned> {
     let pid = unsafe {
         match fork(setup.cgroup)? {
             0 => {
-                let failed = enter(file, argument_pointers, environment_pointers, setup, parent, report.as_raw_fd());
+                let failed = enter(file, argument_pointers, environment_pointers, setup, parent);
                 let bytes = encode_failure(failed);
                 libc::write(report.as_raw_fd(), bytes.as_ptr().cast(), bytes.len());
                 libc::_exit(if failed.1 == libc::ENOENT { 127 } else { 126 });
@@ -493,17 +503,25 @@ pub fn spawn(program: &mut Program, setup: &Setup<'_>) -> io::Result<Spawned> {
     Ok(Spawned { pid, outcome })
 }
 
-/// Whether a child can be born into this cgroup: a rights question that only a trial answers.
-pub fn can_enter(cgroup: BorrowedFd<'_>) -> bool {
-    // SAFETY: the child calls _exit and nothing else.
+/// Whether a child gets into this cgroup alive: a question that only a trial answers.
+pub fn can_enter(cgroup: Entry<'_>) -> bool {
+    // SAFETY: the child makes one write and calls _exit.
     let pid = match unsafe { fork(Some(cgroup)) } {
-        Ok(0) => unsafe { libc::_exit(0) },
+        Ok(0) => unsafe { libc::_exit(if enter_cgroup(Some(cgroup)) { 0 } else { 1 }) },
         Ok(pid) => pid,
         Err(_) => return false,
     };
-    // SAFETY: no status is asked for. It waits for one _exit.
-    unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) };
-    true
+    let mut status = 1;
+    // SAFETY: `status` outlives the call. It waits for one _exit.
+    unsafe { libc::waitpid(pid, &mut status, libc::__WALL) };
+    status == 0
+}
+
+/// The child's part of [`Entry::Moved`].
+fn enter_cgroup(cgroup: Option<Entry<'_>>) -> bool {
+    let Some(Entry::Moved(procs)) = cgroup else { return true };
+    // SAFETY: async-signal-safe; the byte is static.
+    unsafe { libc::write(procs.as_raw_fd(), b"0".as_ptr().cast(), 1) == 1 }
 }
 
 /// From sched.h; the library's constant is too narrow for it.
@@ -511,12 +529,11 @@ const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// # Safety
 /// In the child (0) only what is safe after fork may be called.
-unsafe fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<i32> {
+unsafe fn fork(cgroup: Option<Entry<'_>>) -> io::Result<i32> {
     let pid = match cgroup {
         // SAFETY: the caller's.
-        None => unsafe { libc::fork() },
-        Some(folder) => {
-            // Born into it: writing cgroup.procs later waits for an RCU grace period, milliseconds.
+        None | Some(Entry::Moved(_)) => unsafe { libc::fork() },
+        Some(Entry::Born(folder)) => {
             // SAFETY: all zeros is a valid clone_args.
             let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
             args.flags = CLONE_INTO_CGROUP;
@@ -539,12 +556,14 @@ unsafe fn enter(
     environment: &[*const libc::c_char],
     setup: &Setup<'_>,
     parent: i32,
-    report: RawFd,
 ) -> (Stage, i32) {
     // SAFETY: every pointer points into memory that the parent laid out before the
     // fork; every call is async-signal-safe.
     unsafe {
         let errno = || *libc::__errno_location();
+        if !enter_cgroup(setup.cgroup) {
+            return (Stage::Cgroup, errno());
+        }
         if libc::setpgid(0, 0) != 0 {
             return (Stage::Group, errno());
         }
@@ -587,17 +606,14 @@ unsafe fn enter(
                 libc::kill(libc::getpid(), libc::SIGKILL);
             }
         }
-        let mut target = 3;
-        for source in setup.inherit {
+        for (target, source) in (3..).zip(setup.inherit.iter()) {
             if libc::dup2(source.as_raw_fd(), target) < 0 {
                 return (Stage::Exec, errno());
             }
-            target += 1;
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
-        let _ = report;
 
         let arguments = arguments.as_ptr();
         let environment = environment.as_ptr();

@@ -7,8 +7,9 @@
 //! keeper owns, or that is not named like ours.
 
 use super::proc;
-use crate::sys;
+use crate::sys::{self, Entry};
 use crate::wire::CgroupFds;
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,8 +21,12 @@ use std::time::Duration;
 pub struct Cgroup {
     path: PathBuf,
     folder: OwnedFd,
+    procs: OwnedFd,
     kill: OwnedFd,
     events: OwnedFd,
+    /// It was killed once. Linux 6.10 and later compares how often a child's cgroup was
+    /// killed with how often its *parent's* was, and kills at birth what is born into it.
+    killed: Cell<bool>,
 }
 
 impl Cgroup {
@@ -43,10 +48,14 @@ impl Cgroup {
         let folder = sys::lift(File::open(&path)?.as_fd())?;
         let kill = File::options().write(true).open(path.join("cgroup.kill"))?;
         let events = File::open(path.join("cgroup.events"))?;
-        if !sys::can_enter(folder.as_fd()) {
+        let procs = sys::lift(File::options().write(true).open(path.join("cgroup.procs"))?.as_fd())?;
+        let born = Entry::Born(folder.as_fd());
+        let killed = !sys::can_enter(born);
+        if killed && !sys::can_enter(Entry::Moved(procs.as_fd())) {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "no process can be started in it"));
         }
-        Ok(Cgroup { folder, kill: sys::lift(kill.as_fd())?, events: sys::lift(events.as_fd())?, path })
+        let (kill, events) = (sys::lift(kill.as_fd())?, sys::lift(events.as_fd())?);
+        Ok(Cgroup { path, folder, procs, kill, events, killed: Cell::new(killed) })
     }
 
     /// Where it is, for messages.
@@ -54,9 +63,9 @@ impl Cgroup {
         &self.path
     }
 
-    /// The open folder, for the child that is born into it.
-    pub fn folder(&self) -> BorrowedFd<'_> {
-        self.folder.as_fd()
+    /// How a child gets into it.
+    pub fn entry(&self) -> Entry<'_> {
+        if self.killed.get() { Entry::Moved(self.procs.as_fd()) } else { Entry::Born(self.folder.as_fd()) }
     }
 
     /// What the agent inherits: `cgroup.kill` and `cgroup.events`.
@@ -66,7 +75,10 @@ impl Cgroup {
 
     /// Kills everything in it.
     pub fn kill(&self) {
-        let _ = nix::unistd::write(&self.kill, b"1");
+        if self.populated() {
+            self.killed.set(true);
+            let _ = nix::unistd::write(&self.kill, b"1");
+        }
     }
 
     /// Whether a process is in it. Reading also arms the descriptor for POLLPRI.

@@ -132,7 +132,7 @@ impl CommandTree {
             None => Input::Ours,
         };
         let setup = Setup {
-            cgroup: self.cgroup.as_ref().map(Cgroup::folder),
+            cgroup: self.cgroup.as_ref().map(Cgroup::entry),
             ignored: &[],
             oom_score: self.oom_score.as_deref(),
             user: self.user.as_ref().map(|(uid, gid, groups)| (*uid, *gid, groups.as_slice())),

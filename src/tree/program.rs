@@ -47,9 +47,9 @@ pub fn is_for_us(name: &OsStr) -> bool {
 
 fn environment(mut ours: Variables, config: &Config, instance: &str) -> Variables {
     let postgres = matches!(&config.lease, Some(lease) if matches!(lease.store, Target::Postgres(_)));
-    ours.retain(|name, _| {
-        !is_for_us(name) && !name.as_bytes().starts_with(b"LOCUM_") && !(postgres && name == "PGPASSWORD")
-    });
+    let kept_back =
+        |name: &OsStr| is_for_us(name) || name.as_bytes().starts_with(b"LOCUM_") || postgres && name == "PGPASSWORD";
+    ours.retain(|name, _| !kept_back(name));
     if let Some(user) = &config.process.user {
         ours.insert("HOME".into(), user.home.clone().into());
         ours.insert("USER".into(), user.name.clone().into());
