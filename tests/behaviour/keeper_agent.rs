@@ -61,7 +61,7 @@ fn agents_keep_ending(how: Signal) {
     let store = bed.file_store();
     let a = bed.node("a").store(&store).beater(&["--ignore-term", "--member"]).start();
     bed.wait_active(&a, s(8.0));
-    wait_until(s(5.0), "a whole tree", || a.tree().len() == 3);
+    bed.wait_tree(&a, 3);
     let mut b = bed.node("b").store(&store).start();
     b.wait_agent();
     let tree = a.tree();
@@ -106,7 +106,7 @@ fn within_a_second_of_a_killed_keeper_nothing_is_left() {
                 spec = spec.store(&bed.file_store());
             }
             let mut node = spec.start();
-            wait_until(s(8.0), "a whole tree", || node.tree().len() == 3);
+            bed.wait_tree(&node, 3);
             let everything = node.everything();
             assert_eq!(everything.len(), 5);
             node.signal(Signal::SIGKILL);
@@ -140,7 +140,7 @@ fn a_keeper_that_is_stopped_is_outlived_by_the_deadline() {
         let spec = bed.node("a").store(&store).beater(&["--member"]);
         let a = if kind == "without-cgroup" { spec.without_cgroup() } else { spec }.start();
         bed.wait_active(&a, s(8.0));
-        wait_until(s(5.0), "a whole tree", || a.tree().len() == 3);
+        bed.wait_tree(&a, 3);
         let mut b = bed.node("b").store(&store).start();
         b.wait_agent();
         let tree = a.tree();

@@ -35,7 +35,7 @@ fn a_setsid_grandchild_is_gone_after_stop() {
             _ => spec,
         }
         .start();
-        wait_until(s(5.0), "leader, member and grandchild", || node.tree().len() == 3);
+        bed.wait_tree(&node, 3);
         let tree = node.tree();
         assert_eq!(node.stop(), 0, "{kind}");
         assert!(tree.living().is_empty(), "{kind}");
@@ -73,7 +73,7 @@ fn a_killed_command_is_started_again_when_nothing_of_it_is_left() {
     let bed = Bed::new("restart");
     let mut node = bed.node("a").beater(&["--member"]).start();
     for _ in 0..3 {
-        wait_until(s(5.0), "a whole tree", || node.tree().len() == 3);
+        bed.wait_tree(&node, 3);
         let (leader, tree) = (node.leader().unwrap(), node.tree());
         signal(leader, Signal::SIGKILL);
         wait_until(s(5.0), "a new leader", || node.leader().is_some_and(|p| p != leader));

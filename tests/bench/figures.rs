@@ -441,7 +441,7 @@ impl Etcd {
         let one = || {
             let beater: PathBuf = bed::beater().into();
             self.ctl()
-                .args(["lock", "--ttl", "2", &name])
+                .args(["lock", "--ttl", "2", "--", &name])
                 .arg(beater)
                 .args(["--alone", "--last-word", "--beats", &beats])
                 .env(bed::MARK, bed.dir())

@@ -209,6 +209,8 @@ impl Args {
                 "--answer" => args.answer = value(),
                 "--end-after" => args.end_after = value().parse().ok().map(Duration::from_millis),
                 "--code" => args.code = value().parse().unwrap_or_else(|_| usage()),
+                // s6 hands its service's name to the program.
+                name if !name.starts_with('-') => {}
                 _ => usage(),
             }
         }

@@ -91,6 +91,17 @@ impl Bed {
         found
     }
 
+    /// Waits until the whole tree of `node` beats: leader, grandchild, and a member if asked for.
+    /// (To count processes is not enough: on the way to the grandchild there is one more.)
+    pub fn wait_tree(&self, node: &Node, processes: usize) -> Tree {
+        let mut pids = Vec::new();
+        wait_until(Duration::from_secs(8), &format!("{processes} processes of {} to beat", node.name()), || {
+            pids = node.leader().map(|l| self.beats().pids_of(l)).unwrap_or_default();
+            pids.len() == processes && node.tree().len() == processes
+        });
+        Tree::of(pids)
+    }
+
     /// Whether `node`'s leader has beaten just now.
     pub fn runs(&self, node: &Node) -> bool {
         let beats = self.beats();

@@ -5,6 +5,7 @@ use super::lab::Lab;
 use super::process::{self, Tree, children};
 use super::{Bed, SERVICE, wait_until};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
@@ -14,13 +15,22 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// The product: as cargo tells a test; the benchmark finds it from its own place.
+/// The product: `LOCUM_BINARY` (an installed one), else as cargo tells a test; the
+/// benchmark finds it from its own place.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| match option_env!("CARGO_BIN_EXE_locum") {
-        Some(path) => path.into(),
-        None => std::env::current_exe().unwrap().parent().unwrap().with_file_name("locum"),
+    BINARY.get_or_init(|| match (std::env::var_os("LOCUM_BINARY"), option_env!("CARGO_BIN_EXE_locum")) {
+        (Some(path), _) => path.into(),
+        (None, Some(path)) => path.into(),
+        (None, None) => beside_us().with_file_name("locum"),
     })
+}
+
+/// The folder `examples` of this build.
+fn beside_us() -> PathBuf {
+    let dir = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    // A test is in deps/, the benchmark in examples/.
+    dir.with_file_name("examples")
 }
 
 /// The product's binary with these arguments, run to its end.
@@ -44,7 +54,7 @@ pub fn locum_in(args: &[&str], environment: &[(&str, &str)]) -> Output {
 pub fn beater() -> &'static Path {
     static BEATER: OnceLock<PathBuf> = OnceLock::new();
     BEATER.get_or_init(|| {
-        let path = binary().with_file_name("examples").join("beater");
+        let path = beside_us().join("beater");
         if !path.exists() {
             let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
             let built =
@@ -325,16 +335,17 @@ impl Node {
 
     /// The pid of the command's leader, if it runs.
     pub fn leader(&self) -> Option<i32> {
-        // An orphan of the tree is the keeper's child as well; the leader leads its group.
-        let leads =
-            |pid: &i32| nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(*pid))).is_ok_and(|g| g.as_raw() == *pid);
-        let session = |pid: &i32| nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(*pid))).map(|s| s.as_raw()).ok();
-        let ours = session(&self.keeper());
-        let all: Vec<i32> = children(self.keeper()).into_iter().filter(|p| !is_agent(*p) && leads(p)).collect();
-        all.iter().find(|p| session(p) == ours).or(all.first()).copied().filter(|p| process::alive(*p))
+        // An orphan of the tree is the keeper's child as well: those of the beater are known
+        // by their arguments, and the leader leads a group.
+        let orphan = |pid: i32| {
+            let words = process::arguments(pid);
+            words.iter().any(|w| w == "--role") || words == ["sleep", "600"]
+        };
+        let leads = |pid: i32| nix::unistd::getpgid(Some(Pid::from_raw(pid))).is_ok_and(|g| g.as_raw() == pid);
+        children(self.keeper()).into_iter().find(|p| !is_agent(*p) && process::alive(*p) && leads(*p) && !orphan(*p))
     }
 
-    /// Everything of the command that lives, and the keeper and the agent with `all`.
+    /// Everything of the command that lives.
     pub fn tree(&self) -> Tree {
         let (keeper, agent) = (self.keeper(), self.agent());
         let wrapper = self.child.id() as i32;
