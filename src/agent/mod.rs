@@ -41,6 +41,7 @@ const FIRST_WORDS: Duration = Duration::from_secs(5);
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
 /// What the threads tell the main loop.
+#[expect(clippy::large_enum_variant, reason = "few live at a time, each for a moment")]
 enum News {
     Event(Event),
     /// The store was made ready, or could not be.
