@@ -2,9 +2,11 @@
 
 use crate::config::{self, Environment, Flag, Literal, Loaded, Need, Patience, Sources};
 use crate::{agent, exit, keeper, operate};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -347,6 +349,13 @@ fn refused(error: &clap::Error) -> u8 {
         return exit::OK;
     }
     complain(text.trim_end());
+    if let (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) =
+        (error.kind(), error.get(ContextKind::InvalidSubcommand))
+        && !text.contains("tip:")
+        && let Some(near) = config::nearest(word, ["run", "check", "status", "schema", "help"])
+    {
+        complain(&format!("\nDid you mean \"locum {near}\"?"));
+    }
     exit::USAGE
 }
 
@@ -356,8 +365,13 @@ fn print(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
+/// Writes to stderr where there is room: one that is stuck must not keep a command from starting.
 fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let mut err = std::io::stderr().lock();
+    let mut ready = [PollFd::new(err.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut ready, PollTimeout::ZERO).is_ok_and(|n| n > 0) {
+        let _ = writeln!(err, "{text}");
+    }
 }
 
 #[cfg(test)]

@@ -192,13 +192,21 @@ pub fn sealed(name: &CStr, bytes: &[u8]) -> io::Result<OwnedFd> {
 /// # Errors
 /// When the kernel has no random source.
 pub fn random_name() -> io::Result<String> {
+    Ok(format!("{:016x}", random()?))
+}
+
+/// A number from the kernel's random source.
+///
+/// # Errors
+/// When the kernel has no random source.
+pub fn random() -> io::Result<u64> {
     let mut bytes = [0u8; 8];
     // SAFETY: the buffer is 8 bytes long and outlives the call.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
     if got != 8 {
         return Err(io::Error::last_os_error());
     }
-    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// A descriptor that names one process for good, even after its number is used again.
@@ -567,8 +575,11 @@ unsafe fn enter(
         if libc::setpgid(0, 0) != 0 {
             return (Stage::Group, errno());
         }
+        // By the system call: the C library keeps 32 and 33 to itself, and its own
+        // posix_spawn leaves them ignored. A kernel's sigaction is at most four words.
+        let default = [0usize; 4];
         for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<usize>(), 8);
         }
         for signal in setup.ignored {
             libc::signal(*signal, libc::SIG_IGN);

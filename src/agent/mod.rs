@@ -21,7 +21,7 @@ use crate::store::Prepared;
 use crate::store::bounded::Calls;
 use crate::tree::{self, Proof};
 use crate::wire::{CgroupFds, End};
-use crate::{store, sys, wire};
+use crate::{exit, store, sys, wire};
 use control::Control;
 use inbox::Inbox;
 use log::{debug, error, info, warn};
@@ -31,9 +31,6 @@ use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::time::Duration;
-
-/// Exit code of an agent that was not started by a keeper, or that lost it.
-const SOFTWARE: u8 = 70;
 
 /// The keeper's first word comes at once; after this it never comes.
 const FIRST_WORDS: Duration = Duration::from_secs(5);
@@ -56,14 +53,14 @@ pub fn run(with_cgroup: bool) -> u8 {
         Ok(inherited) => inherited,
         Err(error) => {
             eprintln!("locum: cannot run an agent: {error} (locum run starts it by itself)");
-            return SOFTWARE;
+            return exit::SOFTWARE;
         }
     };
     let config: Config = match serde_json::from_slice(&inherited.config) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("locum: cannot read the configuration that the keeper handed over: {error}");
-            return SOFTWARE;
+            return exit::SOFTWARE;
         }
     };
     if let Err(error) = logging::start(&config.log, &setup::name(&config)) {
@@ -73,7 +70,7 @@ pub fn run(with_cgroup: bool) -> u8 {
         Ok(mut agent) => agent.run(),
         Err(why) => {
             error!("cannot run the agent: {why}");
-            SOFTWARE
+            exit::SOFTWARE
         }
     };
     logging::flush();
@@ -239,8 +236,16 @@ impl<'a> Agent<'a> {
                     ttl.as_secs_f64()
                 );
             }
-            Prepared::Later(why) => warn!("cannot make the store ready yet: {why}"),
-            Prepared::Refused(why) => error!("cannot make the store ready: {why}"),
+            Prepared::Later(why) => warn!("{why}; trying again"),
+            Prepared::Denied(why) => {
+                self.events.push_back(Event::Unusable { code: exit::RIGHTS, why: why.clone() });
+            }
+            Prepared::Unusable(why) => {
+                self.events.push_back(Event::Unusable { code: exit::CONFIGURATION, why: why.clone() });
+            }
+        }
+        if matches!(prepared, Prepared::Denied(_) | Prepared::Unusable(_)) {
+            return;
         }
         self.preparing = false;
         if let (Some((id, me)), Some(calls)) = (self.waiting_look.take(), &mut self.calls) {
@@ -254,7 +259,12 @@ impl<'a> Agent<'a> {
                 Ok(Some(Report::Asked { signal })) if signal == Signal::SIGHUP as i32 => logging::reopen(),
                 Ok(Some(report)) => {
                     match report {
-                        Report::Started { pid } => self.keeper.leader(Some(pid)),
+                        Report::Started { pid } => {
+                            self.keeper.leader(Some(pid));
+                            // One that is under way asked the command before this one.
+                            self.probe_until = None;
+                            self.prober.as_mut().and_then(health::Prober::give_up);
+                        }
                         Report::Gone => self.keeper.leader(None),
                         _ => {}
                     }
@@ -347,7 +357,7 @@ impl<'a> Agent<'a> {
                 if self.config.lease.is_some() {
                     warn!("there is no proof that nothing of the command is left: the lease runs out by itself");
                 }
-                self.end = Some(SOFTWARE);
+                self.end = Some(exit::SOFTWARE);
             }
         }
     }
@@ -358,7 +368,7 @@ impl<'a> Agent<'a> {
                 let ack = Report::LeaseAck { epoch: *epoch, kill_at: limits.kill_at };
                 self.events.push_back(Event::Keeper(ack));
             }
-            Order::Shutdown { .. } => self.end = Some(SOFTWARE),
+            Order::Shutdown { .. } => self.end = Some(exit::SOFTWARE),
             _ => {}
         }
     }

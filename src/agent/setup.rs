@@ -1,7 +1,7 @@
 //! What the core is told of the configuration.
 
-use crate::config::Config;
-use crate::core::{Patience, Setup, Supervision};
+use crate::config::{Command, Config};
+use crate::core::{Names, Patience, Setup, Supervision};
 
 /// The node's name; empty without a lease.
 pub(super) fn node_name(config: &Config) -> &str {
@@ -16,6 +16,19 @@ pub(super) fn name(config: &Config) -> String {
     }
 }
 
+fn names(config: &Config) -> Names {
+    let program = match &config.command {
+        Command::Argv(words) => words.first().cloned().unwrap_or_default(),
+        Command::Shell(_) => std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".into()),
+    };
+    let path = |path: &std::path::PathBuf| path.display().to_string();
+    Names {
+        program,
+        directory: config.process.directory.as_ref().map(path).unwrap_or_default(),
+        user: config.process.user.as_ref().map(|user| user.name.clone()).unwrap_or_default(),
+    }
+}
+
 /// The core's setup.
 pub(super) fn node(config: &Config) -> Setup {
     let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -23,6 +36,7 @@ pub(super) fn node(config: &Config) -> Setup {
         node: node_name(config).to_string(),
         host,
         version: env!("CARGO_PKG_VERSION").to_string(),
+        names: names(config),
         supervision: Supervision {
             cycle: config.cycle,
             probed: config.health.url.is_some(),

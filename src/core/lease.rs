@@ -161,9 +161,10 @@ impl Held {
         self.confirmed.tightest(self.doubt)
     }
 
-    /// Whether the last confirmed swap gives nothing any more: others may have held it since.
+    /// Whether it gives nothing any more, by time or by a release that was sent: others
+    /// may have held it since.
     pub(super) fn has_run_out(&self, now: Boot) -> bool {
-        now.has_reached(self.confirmed.end)
+        now.has_reached(self.limits().end)
     }
 
     /// A swap that would give `limits` leaves: until it is confirmed, it may or may not count.

@@ -14,7 +14,7 @@ mod record;
 mod timing;
 mod watch;
 
-pub use node::{Answer, Effect, Event, Flaw, Node, Patience, Setup, View, code};
+pub use node::{Answer, Effect, Event, Flaw, Names, Node, Patience, Setup, View, code};
 pub use orders::{Exit, Level, MEMO_MAX, Order, Report, Snapshot, Stage, Start, Tree};
 pub use record::{
     Entry, Generation, Handover, Happening, Health, Holder, Look, Member, Record, Role, Seen, Sighting, Swap, Trouble,

@@ -53,6 +53,8 @@ pub struct Setup {
     pub host: String,
     /// The program's version, for the others.
     pub version: String,
+    /// What a failed start is told with.
+    pub names: Names,
     /// How the command is supervised.
     pub supervision: Supervision,
     /// The lease's durations; none: no store is used and the command always runs.
@@ -62,6 +64,17 @@ pub struct Setup {
     /// A deliberate fault, for the simulation that has to catch it.
     #[cfg(test)]
     pub flaw: Option<Flaw>,
+}
+
+/// What a start works with, by name: a failed one has to say at what it failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// The program that is executed.
+    pub program: String,
+    /// The directory it is started in, if not ours.
+    pub directory: String,
+    /// Who it runs as, if not us.
+    pub user: String,
 }
 
 /// Faults that the simulation must catch; a build for users has none of them.
@@ -99,6 +112,14 @@ pub enum Event {
     Judged(Verdict),
     /// The keeper said something.
     Keeper(Report),
+    /// The store cannot be used as it is, and will not be before somebody does something:
+    /// a node that never held the lease ends with this code.
+    Unusable {
+        /// The exit code.
+        code: u8,
+        /// What has to be done.
+        why: String,
+    },
     /// The keeper is dead, and for certain nothing of the command is left: what remains
     /// is to give the lease back.
     Orphaned,
@@ -374,6 +395,12 @@ impl Node {
             Event::Answer { id, answer } => self.answered(now, id, answer),
             Event::Judged(verdict) => self.judged(now, verdict),
             Event::Keeper(report) => self.keeper_said(now, report),
+            Event::Unusable { code, why } => {
+                self.tell(Level::Error, why.clone());
+                if self.held.is_none() && !self.claimed_once && self.command.is_gone() {
+                    self.begin_finish(now, code, &why);
+                }
+            }
             Event::Orphaned => {
                 self.asked_to_stop = true;
                 self.command.ending(Ending::Asked);

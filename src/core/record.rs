@@ -72,13 +72,15 @@ impl Record {
     /// The layout this program writes.
     pub const FORMAT: u32 = 1;
 
-    /// The record of a service that never ran: nobody, under no generation.
-    pub fn fresh(ttl: Duration, renew: Duration) -> Record {
+    /// The record of a service that has none: nobody, under no generation. `seq` is drawn
+    /// at random, so that a record that was deleted and made again is never taken for the
+    /// one before it; epoch and token go on from what a history still knows.
+    pub fn fresh(ttl: Duration, renew: Duration, seq: u64) -> Record {
         Record {
             format: Record::FORMAT,
             epoch: 0,
             token: 0,
-            seq: 0,
+            seq,
             holder: None,
             previous: String::new(),
             ttl,

@@ -286,6 +286,10 @@ impl Watch {
         let Life::Running { since, ready, failing, .. } = &mut self.life else {
             return Change::None;
         };
+        // A check that was made of the command before this one says nothing of it.
+        if self.rules.probed && self.probe_at.is_some() {
+            return Change::None;
+        }
         let change = match verdict {
             Verdict::Healthy(detail) => {
                 self.detail = detail;
@@ -367,6 +371,12 @@ mod tests {
         Boot::ZERO.plus(S(s))
     }
 
+    /// The verdict of a check that was asked for.
+    fn judge(watch: &mut Watch, now: Boot, verdict: Verdict) -> Change {
+        watch.probe_at = None;
+        watch.judged(now, verdict)
+    }
+
     fn run_and_die(watch: &mut Watch, now: Boot) -> Option<Duration> {
         watch.starting(now);
         watch.started(now, 7);
@@ -381,7 +391,7 @@ mod tests {
         assert_eq!(pauses, [S(3), S(6), S(9), S(12), S(12), S(12)]);
         watch.starting(at(20));
         watch.started(at(20), 7);
-        assert_eq!(watch.judged(at(21), Verdict::Healthy("200".into())), Change::Ready { after: S(1) });
+        assert_eq!(judge(&mut watch, at(21), Verdict::Healthy("200".into())), Change::Ready { after: S(1) });
         watch.exited(Exit::Code(1));
         assert_eq!(watch.gone(at(22)), Some(S(3)));
     }
@@ -407,12 +417,22 @@ mod tests {
     }
 
     #[test]
+    fn a_verdict_on_the_command_before_this_one_says_nothing() {
+        let mut watch = Watch::new(rules(When::Always));
+        watch.starting(at(0));
+        watch.started(at(0), 7);
+        assert_eq!(watch.judged(at(0), Verdict::Healthy("200".into())), Change::None);
+        assert_eq!(watch.due(at(1)), Due::Probe);
+        assert_eq!(watch.judged(at(1), Verdict::Healthy("200".into())), Change::Ready { after: S(1) });
+    }
+
+    #[test]
     fn failures_before_the_first_success_count_against_start_timeout_only() {
         let mut watch = Watch::new(rules(When::Always));
         watch.starting(at(0));
         watch.started(at(0), 7);
         for s in 1..60 {
-            watch.judged(at(s), Verdict::Failing("refused".into()));
+            judge(&mut watch, at(s), Verdict::Failing("refused".into()));
             assert!(!matches!(watch.due(at(s)), Due::TooSick { .. } | Due::TooSlow { .. }));
         }
         assert_eq!(watch.due(at(60)), Due::TooSlow { after: S(60) });
@@ -423,12 +443,12 @@ mod tests {
         let mut watch = Watch::new(rules(When::Always));
         watch.starting(at(0));
         watch.started(at(0), 7);
-        watch.judged(at(1), Verdict::Healthy("200".into()));
-        assert_eq!(watch.judged(at(10), Verdict::NotReady("503".into())), Change::Failing);
-        watch.judged(at(30), Verdict::Failing("500".into()));
+        judge(&mut watch, at(1), Verdict::Healthy("200".into()));
+        assert_eq!(judge(&mut watch, at(10), Verdict::NotReady("503".into())), Change::Failing);
+        judge(&mut watch, at(30), Verdict::Failing("500".into()));
         assert_ne!(watch.due(at(39)), Due::TooSick { after: S(29) });
         assert_eq!(watch.due(at(40)), Due::TooSick { after: S(30) });
-        assert_eq!(watch.judged(at(40), Verdict::Healthy("200".into())), Change::Recovered { after: S(30) });
+        assert_eq!(judge(&mut watch, at(40), Verdict::Healthy("200".into())), Change::Recovered { after: S(30) });
     }
 
     #[test]

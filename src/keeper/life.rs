@@ -14,7 +14,7 @@ pub enum Phase {
     Running,
     /// It was asked to stop; what is left at this moment is killed.
     Stopping {
-        /// [`Boot::NEVER`]: only the lease's limit counts.
+        /// The end of the grace, or of the lease.
         until: Boot,
     },
     /// SIGKILL goes out until nothing is left.

@@ -99,8 +99,6 @@ struct Keeper {
     state: Snapshot,
     /// Why the last start failed; told when its process is gone.
     failed: Option<(Stage, i32)>,
-    /// A stop or kill was ordered since the last start.
-    end_ordered: bool,
     killing_since: Boot,
     sweep_at: Boot,
     pace: Duration,
@@ -171,7 +169,6 @@ impl Keeper {
             phase: Phase::Gone,
             state,
             failed: None,
-            end_ordered: false,
             killing_since: Boot::ZERO,
             sweep_at: Boot::ZERO,
             pace: Duration::ZERO,
@@ -267,7 +264,8 @@ impl Keeper {
                 self.tell(Level::Error, format_args!("the lease has reached its limit: the command is killed"));
             }
             Phase::Running if now.has_reached(limits.term_at) => {
-                self.apply(Event::Stop { until: Boot::NEVER }, now);
+                // The moment of the kill is fixed with the stop: no later renewal moves it.
+                self.apply(Event::Stop { until: limits.kill_at }, now);
                 self.tell(Level::Error, format_args!("the lease was not renewed in time: the command is told to stop"));
             }
             Phase::Stopping { until } if now.has_reached(until) => {
@@ -303,10 +301,8 @@ impl Keeper {
         self.state.tree = Tree::Gone;
         match self.failed.take() {
             Some((stage, errno)) => {
+                // Says enough: a "gone" behind it could be taken for the end of the next start.
                 self.report(&Report::StartFailed { stage, errno });
-                if self.end_ordered {
-                    self.report(&Report::Gone);
-                }
             }
             None => self.report(&Report::Gone),
         }
@@ -387,11 +383,9 @@ impl Keeper {
             Order::Lease { epoch, limits } => self.take_lease(epoch, limits),
             Order::Start(start) => self.start(&start, now),
             Order::Stop { grace } => {
-                self.end_ordered = true;
                 self.apply(Event::Stop { until: now.plus(grace) }, now);
             }
             Order::Kill => {
-                self.end_ordered = true;
                 self.apply(Event::Kill, now);
             }
             Order::Signal(number) => self.tree.signal(number),
@@ -446,7 +440,6 @@ impl Keeper {
         }
         self.state.exit = None;
         self.failed = None;
-        self.end_ordered = false;
         self.state.token = start.token;
         match self.tree.start(start) {
             Ok(pid) => {

@@ -85,7 +85,8 @@ pub(super) fn apply_schema(config: &Config) -> Result<String, (u8, String)> {
             Ok(format!("the tables are there, at {}{record}\n", lease.store))
         }
         Prepared::Later(why) => Err((exit::UNAVAILABLE, why)),
-        Prepared::Refused(why) => Err((exit::RIGHTS, why)),
+        Prepared::Denied(why) => Err((exit::RIGHTS, why)),
+        Prepared::Unusable(why) => Err((exit::UNAVAILABLE, why)),
     }
 }
 

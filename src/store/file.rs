@@ -14,8 +14,8 @@ use self::place::{Lock, Place, Watch};
 use super::Store;
 use crate::core::{Entry, Generation, Happening, Look, Member, Record, Seen, Sighting, Swap, Trouble, Version};
 use crate::status::Cluster;
+use crate::sys;
 use serde::{Deserialize, Serialize};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -162,12 +162,14 @@ pub fn prepare(path: &Path, service: &str, ttl: Duration, renew: Duration) -> Re
     if place.read()?.is_some() {
         return read(&place, service).map(|_| false);
     }
+    let cannot_draw = |e: std::io::Error| format!("cannot draw a name for the store: {e}");
+    let (epoch, token) = history(&place).fold((0, 0), |(e, t), line| (line.epoch.max(e), line.token.max(t)));
     let document = Document {
         locum: LAYOUT,
         service: service.to_owned(),
-        system: draw()?,
+        system: sys::random_name().map_err(cannot_draw)?,
         written_ms: now_ms(),
-        record: Record::fresh(ttl, renew),
+        record: Record { epoch, token, ..Record::fresh(ttl, renew, super::random_seq()?) },
     };
     let content = document.to_json()?;
     place.replace(&content, &lock).map_err(|failed| match failed {
@@ -281,14 +283,6 @@ fn age(at_ms: u64) -> Duration {
 }
 
 /// 128 random bits, in hexadecimal.
-fn draw() -> Result<String, String> {
-    let mut bits = [0; 16];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut source| source.read_exact(&mut bits))
-        .map_err(|e| format!("cannot read /dev/urandom: {e}"))?;
-    Ok(bits.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,7 +298,7 @@ mod tests {
             // In memory where that can be had: a thousand times fsync takes its time.
             let memory = PathBuf::from("/dev/shm");
             let base = if memory.is_dir() { memory } else { std::env::temp_dir() };
-            let path = base.join(format!("locum-{}", draw().unwrap()));
+            let path = base.join(format!("locum-{}", sys::random_name().unwrap()));
             std::fs::create_dir(&path).unwrap();
             Folder(path)
         }
@@ -350,7 +344,8 @@ mod tests {
     #[test]
     fn of_many_swaps_that_name_one_version_one_is_done() {
         let folder = Folder::new();
-        made(&folder);
+        let mut first = made(&folder);
+        let before = first.look(&member("n0")).unwrap().sighting.record.unwrap().seq;
         let done: u64 = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
                 .map(|n| {
@@ -379,7 +374,7 @@ mod tests {
         });
         let look = FileStore::new(&folder.record(), "shop", LONG).look(&member("n0")).unwrap();
         let record = look.sighting.record.unwrap();
-        assert_eq!((record.seq, record.epoch), (done, done), "an acknowledged swap was overwritten");
+        assert_eq!((record.seq - before, record.epoch), (done, done), "an acknowledged swap was overwritten");
         assert!(done > 0);
         assert_eq!(look.members.len(), 8);
     }

@@ -99,8 +99,20 @@ pub enum Prepared {
     },
     /// Not now: it is tried again.
     Later(String),
+    /// Rights are missing; the text says which.
+    Denied(String),
     /// It will not work before somebody does something; the text says what.
-    Refused(String),
+    Unusable(String),
+}
+
+impl From<PrepareError> for Prepared {
+    fn from(error: PrepareError) -> Prepared {
+        match &error {
+            PrepareError::Unreachable(_) => Prepared::Later(error.to_string()),
+            PrepareError::Denied { .. } => Prepared::Denied(error.to_string()),
+            PrepareError::Refused(_) => Prepared::Unusable(error.to_string()),
+        }
+    }
 }
 
 /// How long one try to make a store ready may take.
@@ -131,20 +143,25 @@ pub fn prepare(service: &str, lease: &Lease, deliver: impl Fn(Prepared) + Send +
     }
 }
 
+/// A number for the first write of a record: small enough for every store's integers,
+/// with room for more writes than a service will ever see.
+fn random_seq() -> Result<u64, String> {
+    crate::sys::random().map(|n| n >> 8).map_err(|e| format!("cannot draw a number: {e}"))
+}
+
 /// Makes the tables (where there are such) and the record of `service`, within `limit`.
 pub fn prepare_once(service: &str, lease: &Lease, limit: Duration) -> Prepared {
     let (ttl, renew) = (lease.timing.ttl, lease.timing.renew);
     match &lease.store {
         Target::File(path) => match file::prepare(path, service, ttl, renew) {
             Ok(made) => Prepared::Ready { made },
-            Err(why) => Prepared::Refused(why),
+            Err(why) => Prepared::Unusable(why),
         },
         Target::Postgres(pg) => {
             let known = Arc::new(postgres::Known::new(pg.hosts.len()));
             match postgres::prepare(pg, service, ttl, renew, known, limit) {
                 Ok(prepared) => Prepared::Ready { made: prepared.record_made },
-                Err(PrepareError::Unreachable(why)) => Prepared::Later(why),
-                Err(denied) => Prepared::Refused(denied.to_string()),
+                Err(error) => error.into(),
             }
         }
     }
@@ -157,8 +174,7 @@ pub fn apply_schema(service: Option<&str>, lease: &Lease, limit: Duration) -> Pr
         (None, Target::File(_)) => Prepared::Ready { made: false },
         (None, Target::Postgres(pg)) => match postgres::make_schema(pg, limit) {
             Ok(()) => Prepared::Ready { made: false },
-            Err(PrepareError::Unreachable(why)) => Prepared::Later(why),
-            Err(denied) => Prepared::Refused(denied.to_string()),
+            Err(error) => error.into(),
         },
     }
 }

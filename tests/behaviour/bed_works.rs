@@ -135,7 +135,7 @@ fn a_beater_makes_a_tree_that_only_a_sweep_ends() {
     let line = node.beater(&["--member", "--idle", "10"]).toml();
     let words: Vec<String> =
         line.lines().find_map(|l| l.strip_prefix("command = ")).map(|l| serde_json::from_str(l).unwrap()).unwrap();
-    let mut beater = Command::new(&words[0]).args(&words[1..]).env("LOCUM_BED", bed.dir()).spawn().unwrap();
+    let mut beater = Command::new(&words[0]).args(&words[1..]).env("BED_OF", bed.dir()).spawn().unwrap();
     let leader = beater.id() as i32;
     wait_until(s(5.0), "three processes to beat", || bed.beats().pids_of(leader).len() == 3);
     let pids = bed.beats().pids_of(leader);

@@ -185,7 +185,7 @@ fn a_certificate_of_an_unknown_authority_is_a_failure_that_is_told() {
         .arg(&key)
         .arg("-cert")
         .arg(&cert)
-        .env("LOCUM_BED", bed.dir())
+        .env("BED_OF", bed.dir())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

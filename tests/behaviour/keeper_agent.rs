@@ -11,7 +11,7 @@ fn without_a_store_the_command_goes_on_while_agents_come_and_go() {
     let mut node = bed.node("a").start();
     bed.wait_active(&node, s(5.0));
     let leader = node.leader();
-    for how in [Signal::SIGKILL, Signal::SIGSEGV, Signal::SIGKILL, Signal::SIGSTOP] {
+    for how in [Signal::SIGKILL, Signal::SIGABRT, Signal::SIGKILL, Signal::SIGSTOP] {
         let agent = node.wait_agent();
         signal(agent, how);
         wait_until(s(8.0), &format!("a fresh agent after {how}"), || node.agent().is_some_and(|a| a != agent));

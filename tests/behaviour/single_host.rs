@@ -79,6 +79,7 @@ fn a_killed_command_is_started_again_when_nothing_of_it_is_left() {
         wait_until(s(5.0), "a new leader", || node.leader().is_some_and(|p| p != leader));
         assert!(tree.living().is_empty());
     }
+    bed.wait_tree(&node, 3);
     node.stop();
     assert_eq!(bed.beats().lives().len(), 4);
     bed.prove_no_overlap();
@@ -254,7 +255,7 @@ fn without_a_file_the_arguments_are_enough() {
     let bed = Bed::new("no-file");
     let out = bed.dir().join("out");
     let line = format!("echo \"$LOCUM_SERVICE $0 $1\" > {}; exit 5", out.display());
-    let ended = locum(&["run", "--restart-when", "never", "--", "/bin/sh", "-c", &line, "zero", "one"]);
+    let ended = locum(&["run", "--restart", "never", "--", "/bin/sh", "-c", &line, "zero", "one"]);
     assert_eq!(ended.status.code(), Some(5), "{}", String::from_utf8_lossy(&ended.stderr));
     assert_eq!(fs::read_to_string(&out).unwrap().trim(), "sh zero one");
 }

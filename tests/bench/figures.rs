@@ -17,9 +17,12 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Instant;
 
+/// A row's name, its title, and what measures it.
+type Row = (&'static str, &'static str, fn() -> Vec<Cell>);
+
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    let rows: [(&str, &str, fn() -> Vec<Cell>); 9] = [
+    let rows: [Row; 9] = [
         ("start", "exec → the command's first instruction", starts),
         ("restart", "command killed → next first instruction (delay 0)", restarts),
         ("descendants", "1,000 descendants, half setsid: alive 5 s after stop", descendants),

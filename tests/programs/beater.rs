@@ -38,6 +38,7 @@ const USAGE: &str = "usage: beater --beats FILE [options]
   --code N           with this exit code
 More options are read from BEATER_ARGS.";
 
+#[expect(clippy::zombie_processes, reason = "who reaps them is what the tests look at")]
 fn main() {
     let args = Args::parse();
     let mut beats = OpenOptions::new().append(true).create(true).open(&args.beats).unwrap_or_else(|e| {
@@ -220,6 +221,7 @@ impl Args {
         args
     }
 
+    #[expect(clippy::zombie_processes, reason = "who reaps them is what the tests look at")]
     fn spawn(&self, role: &str, leader: u32) -> std::process::Child {
         Command::new("/proc/self/exe")
             .env_remove("BEATER_ARGS")

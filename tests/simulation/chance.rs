@@ -24,7 +24,7 @@ impl Chance {
     }
 
     /// From `low` up to and with `high`.
-    pub fn from_to(&mut self, low: u64, high: u64) -> u64 {
+    pub fn between(&mut self, low: u64, high: u64) -> u64 {
         if high <= low {
             return low;
         }
@@ -44,8 +44,8 @@ impl Chance {
     /// Up to `most` nanoseconds; short ones are more likely than long ones.
     pub fn up_to(&mut self, most: Duration) -> u64 {
         let most = most.as_nanos() as u64;
-        let share = self.from_to(0, 1000) * self.from_to(0, 1000);
-        (most / 1_000_000) * share + self.from_to(0, 999)
+        let share = self.between(0, 1000) * self.between(0, 1000);
+        (most / 1_000_000) * share + self.between(0, 999)
     }
 
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {

@@ -287,7 +287,7 @@ impl World {
             && now.fast_since(keeper.heard) >= renew.mul_f64(1.5)
         {
             let who = Who { host, life, agent: agent.n };
-            self.note(|| format!("host {host}: the keeper kills its silent agent {}", agent_n(who)));
+            self.note(|| format!("host {host}: the keeper kills its silent agent {}", who.agent));
             self.agent_dies(who);
         }
         self.keeper_arms(host, life);
@@ -418,7 +418,7 @@ impl World {
         self.trees[tree].dying = true;
         let Tree { pid, host, .. } = self.trees[tree];
         let margin = self.hosts[host].timing.kill_margin.mul_f64(share);
-        let takes = if self.chance.permille(200) { self.chance.from_to(0, margin.as_nanos() as u64) } else { 70_000 };
+        let takes = if self.chance.permille(200) { self.chance.between(0, margin.as_nanos() as u64) } else { 70_000 };
         self.note(|| format!("host {host}: KILL to pid {pid}"));
         self.after(takes / 2, Happens::LeaderEnds { tree, exit: Exit::Signal(9) });
         self.after(takes, Happens::TreeGone { tree });
@@ -525,7 +525,7 @@ impl World {
         let by = keeper.limits.kill_at.plus(timing.kill_margin / 2);
         if let Some(tree) = self.tree_of(host, life) {
             let left = self.hosts[host].clock.until(t, by).min(1_000 * MS);
-            let delay = self.chance.from_to(0, left);
+            let delay = self.chance.between(0, left);
             let delay = if self.chance.permille(500) { delay.min(2 * MS) } else { delay };
             self.trees[tree].must_be_gone = None;
             self.trees[tree].dying = true;
@@ -557,7 +557,7 @@ impl World {
                 self.tree_gone(tree);
             }
         }
-        let (boot, raw) = (self.chance.from_to(0, 1 << 40), self.chance.from_to(0, 1 << 40));
+        let (boot, raw) = (self.chance.between(0, 1 << 40), self.chance.between(0, 1 << 40));
         let (boot_ppm, raw_ppm) = (self.chance.pick(&[-2000, 0, 2000]), self.chance.pick(&[-2000, 0, 2000]));
         self.hosts[host].clock = super::clock::Clock::new(t, boot, raw);
         self.hosts[host].clock.drift(t, boot_ppm, raw_ppm);
@@ -599,8 +599,4 @@ impl World {
         self.report(host, Report::Asked { signal });
         self.keeper_acts(host, life);
     }
-}
-
-fn agent_n(who: Who) -> u32 {
-    who.agent
 }

@@ -10,8 +10,8 @@ use super::clock::{Clock, Ns, RHO_PPM};
 use super::keeper::{Keeper, Tree};
 use super::store::{Condition, Register};
 use crate::core::{
-    Answer, Effect, Event, Flaw, Look, Order, Patience, Record, Setup, Supervision, Swap, Timing, Trouble, Verdict,
-    Version, When,
+    Answer, Effect, Event, Flaw, Look, Names, Order, Patience, Record, Setup, Supervision, Swap, Timing, Trouble,
+    Verdict, Version, When,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -286,7 +286,7 @@ impl World {
             let timing = Timing::for_ttl(ttl, cycle);
             assert!(timing.check().is_ok(), "a budget that does not fit: {timing:?}");
             let name = if twins && n == 1 { "n0".to_string() } else { format!("n{n}") };
-            let (boot, raw) = (chance.from_to(0, 1 << 50), chance.from_to(0, 1 << 50));
+            let (boot, raw) = (chance.between(0, 1 << 50), chance.between(0, 1 << 50));
             hosts.push(Host {
                 name,
                 clock: Clock::new(0, boot, raw),
@@ -312,7 +312,7 @@ impl World {
             });
         }
         let longest = hosts.iter().map(|host| host.timing).max_by_key(|timing| timing.ttl).unwrap();
-        let mut likely = |likely: u64, most: u64| if chance.permille(likely) { chance.from_to(1, most) } else { 0 };
+        let mut likely = |likely: u64, most: u64| if chance.permille(likely) { chance.between(1, most) } else { 0 };
         let mut weather = Weather {
             request_lost: likely(300, 80),
             reply_lost: likely(400, 150),
@@ -344,8 +344,8 @@ impl World {
             ]);
             weather = Weather { mischief: vec![only], ..Weather::default() };
         }
-        let faults_end = longest.ttl.as_nanos() as u64 * chance.from_to(3, 10);
-        let record = chance.permille(900).then(|| Record::fresh(longest.ttl, longest.renew));
+        let faults_end = longest.ttl.as_nanos() as u64 * chance.between(3, 10);
+        let record = chance.permille(900).then(|| Record::fresh(longest.ttl, longest.renew, 0));
         let latency = chance.pick(&[MS / 5, MS, 3 * MS]).min(hosts.iter().map(|h| q(&h.timing) / 12).min().unwrap());
         let mut world = World {
             t: 0,
@@ -399,7 +399,7 @@ impl World {
     }
 
     fn drift(&mut self) -> i64 {
-        let any = self.chance.from_to(0, 2 * RHO_PPM as u64) as i64 - RHO_PPM;
+        let any = self.chance.between(0, 2 * RHO_PPM as u64) as i64 - RHO_PPM;
         self.chance.pick(&[-RHO_PPM, RHO_PPM, 0, any])
     }
 
@@ -548,7 +548,7 @@ impl World {
 
     pub fn setup(&mut self, host: usize) -> Setup {
         let odd = !self.calm && self.chance.permille(self.weather.odd_patience);
-        let wait = Patience::Wait(self.longest.ttl.mul_f64(self.chance.from_to(1, 300) as f64 / 100.0));
+        let wait = Patience::Wait(self.longest.ttl.mul_f64(self.chance.between(1, 300) as f64 / 100.0));
         let patience = if odd { self.chance.pick(&[Patience::Try, wait]) } else { Patience::Standby };
         let mut supervision = self.hosts[host].supervision.clone();
         if odd {
@@ -559,6 +559,7 @@ impl World {
             node: host.name.clone(),
             host: String::new(),
             version: String::new(),
+            names: Names::default(),
             supervision,
             timing: Some(host.timing),
             patience,
@@ -621,7 +622,7 @@ impl World {
             self.stalls(format!("{} wakes without end and does nothing", show(who)));
             return;
         }
-        let late = if self.chance.permille(50) { self.chance.up_to(slack) } else { self.chance.from_to(0, MS / 20) };
+        let late = if self.chance.permille(50) { self.chance.up_to(slack) } else { self.chance.between(0, MS / 20) };
         let wait = self.hosts[who.host].clock.waits(wants) + 1_000 + late;
         self.after(wait, Happens::AgentWakes { who, wake });
     }
@@ -678,13 +679,13 @@ impl World {
     }
 
     pub fn wire(&mut self) -> u64 {
-        if self.chance.permille(20) { self.chance.from_to(0, 2 * MS) } else { self.chance.from_to(20_000, 200_000) }
+        if self.chance.permille(20) { self.chance.between(0, 2 * MS) } else { self.chance.between(20_000, 200_000) }
     }
 
     // ---- the store, and the way to it ----
 
     fn travel(&mut self) -> u64 {
-        self.chance.from_to(self.latency / 4, self.latency * 2)
+        self.chance.between(self.latency / 4, self.latency * 2)
     }
 
     fn calls(&mut self, call: Call) {
@@ -770,14 +771,14 @@ impl World {
         let mut delay = self.travel();
         let q = self.hosts[call.who.host].timing.store_timeout;
         if self.luck(self.weather.slow) {
-            delay += self.chance.from_to(0, q.as_nanos() as u64 / 5 * 6);
+            delay += self.chance.between(0, q.as_nanos() as u64 / 5 * 6);
         }
         if answer == Answer::Swap(Ok(Swap::Done))
             && let Some(how_long) = self.hosts[call.who.host].last_breath.take()
             && !self.calm
         {
             let q = q.as_nanos() as u64;
-            delay = self.chance.from_to(q * 8 / 10, q * 97 / 100).saturating_sub(2 * self.latency);
+            delay = self.chance.between(q * 8 / 10, q * 97 / 100).saturating_sub(2 * self.latency);
             self.cut_off(call.who.host, (true, true), how_long);
         }
         if self.luck(self.weather.twice) {
@@ -884,8 +885,8 @@ impl World {
             self.note(|| "the record is made anew".into());
             let t = self.t;
             // Who makes a record draws its first seq: else it could not be told from the one before.
-            let seq = self.chance.from_to(0, u64::from(u32::MAX));
-            self.store.remake(t, Record { seq, ..Record::fresh(self.longest.ttl, self.longest.renew) });
+            let seq = self.chance.between(0, u64::from(u32::MAX));
+            self.store.remake(t, Record::fresh(self.longest.ttl, self.longest.renew, seq));
             self.tell_waiting();
         }
     }
@@ -917,7 +918,7 @@ impl World {
             return;
         }
         let pause = if self.chance.permille(400) {
-            self.chance.from_to(0, 50 * MS)
+            self.chance.between(0, 50 * MS)
         } else {
             self.chance.up_to(RESTART_PAUSE.min(self.longest.ttl * 2))
         };
@@ -942,7 +943,7 @@ impl World {
         } else {
             self.chance.pick(&[longest.store_timeout, longest.budget().unnoticed, longest.ttl, longest.ttl * 3])
         };
-        let how_long = self.chance.from_to(MS, most.as_nanos() as u64);
+        let how_long = self.chance.between(MS, most.as_nanos() as u64);
         self.note(|| format!("mischief: {what:?} (host {host}, up to {:.3} s)", how_long as f64 / S as f64));
         match what {
             Mischief::Freeze => self.store_fails(Condition::Frozen, how_long),
@@ -950,7 +951,7 @@ impl World {
             Mischief::Restart => {
                 self.hanging.clear();
                 let short = self.longest.store_timeout.as_nanos() as u64;
-                let how_long = self.chance.from_to(MS, short);
+                let how_long = self.chance.between(MS, short);
                 self.store_fails(Condition::Down, how_long);
             }
             Mischief::Promote => self.promote(0),

@@ -64,7 +64,15 @@ impl Node {
             (Stage::Exec, 2) => code::NOT_FOUND,
             _ => code::NOT_EXECUTABLE,
         };
-        let what = format!("cannot start the command: {stage}: {error}");
+        let names = &self.setup.names;
+        let object = match stage {
+            Stage::Exec => names.program.as_str(),
+            Stage::Directory => &names.directory,
+            Stage::User => &names.user,
+            _ => "",
+        };
+        let space = if object.is_empty() { "" } else { " " };
+        let what = format!("cannot start the command: {stage}{space}{object}: {error}");
         match self.command.start_failed(now, code) {
             Some(pause) => {
                 let tries = self.command.tries;

@@ -83,11 +83,12 @@ pub fn prepare(
 ) -> Result<Prepared, PrepareError> {
     let address = Arc::new(Address::new(pg, service, deadline));
     let service = service.to_owned();
+    let fresh = Record::fresh(ttl, renew, super::super::random_seq().map_err(PrepareError::Refused)?);
     bounded(deadline, move || {
         let mut session = connect::connect(&address, &known, deadline * 3 / 4).map_err(PrepareError::Unreachable)?;
         let _mark = known.begin(session.host, deadline);
         let place = address.label(session.host);
-        prepare_with(&mut session, &address.pg, &service, &Record::fresh(ttl, renew), &place)
+        prepare_with(&mut session, &address.pg, &service, &fresh, &place)
     })
     .unwrap_or_else(|| Err(PrepareError::Unreachable(late(deadline))))
 }
@@ -133,8 +134,6 @@ fn prepare_with(
             &[
                 (&service, Type::TEXT),
                 (&i32::try_from(fresh.format).unwrap_or(i32::MAX), Type::INT4),
-                (&sql::number(fresh.epoch), Type::INT8),
-                (&sql::number(fresh.token), Type::INT8),
                 (&sql::number(fresh.seq), Type::INT8),
                 (&ttl, Type::FLOAT8),
                 (&interval, Type::FLOAT8),

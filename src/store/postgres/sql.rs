@@ -172,16 +172,19 @@ FROM present p LEFT JOIN locked k ON true",
     )
 }
 
-/// Makes the record of a service that has none. Parameters: service, format, epoch,
-/// token, seq, ttl and renew in ms, why. One row if it was made just now.
+/// Makes the record of a service that has none. Epoch and token go on from the history:
+/// a record that somebody deleted must not start them again. Parameters: service,
+/// format, seq, ttl and renew in ms, why. One row if it was made just now.
 pub(super) fn make_record(pg: &Postgres) -> String {
+    let schema = quoted(&pg.schema);
     format!(
         "WITH {}
-INSERT INTO {}.lease (service, format, epoch, token, seq, ttl_ms, renew_ms, previous, unfenced, why, written_at)
-SELECT $1, $2, $3, $4, $5, $6, $7, '', '[]', $8, clock_timestamp() FROM settings WHERE durability = 'on'
+INSERT INTO {schema}.lease (service, format, epoch, token, seq, ttl_ms, renew_ms, previous, unfenced, why, written_at)
+SELECT $1, $2, coalesce(h.epoch, 0), coalesce(h.token, 0), $3, $4, $5, '', '[]', $6, clock_timestamp()
+FROM settings, (SELECT max(epoch) AS epoch, max(token) AS token FROM {schema}.history WHERE service = $1) h
+WHERE durability = 'on'
 ON CONFLICT (service) DO NOTHING RETURNING service",
         settings("on", Duration::from_secs(5)),
-        quoted(&pg.schema)
     )
 }
 

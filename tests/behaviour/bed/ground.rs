@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The variable that marks a process of the test bed; its value is a folder.
-pub const MARK: &str = "LOCUM_BED";
+pub const MARK: &str = "BED_OF";
 
 fn base() -> PathBuf {
     std::env::temp_dir().join("locum-bed")
@@ -43,14 +43,14 @@ fn janitor(dir: &Path) {
         cat >/dev/null
         for round in 1 2 3; do
             for p in /proc/[0-9]*; do
-                if tr '\0' '\n' <"$p/environ" | grep -q "^LOCUM_BED=$1/" || readlink "$p/cwd" | grep -q "^$1/"; then
+                if tr '\0' '\n' <"$p/environ" | grep -q "^BED_OF=$1/" || readlink "$p/cwd" | grep -q "^$1/"; then
                     kill -9 "${p#/proc/}"
                 fi
             done
             sleep 0.1
         done
         for n in $(ip netns list | cut -d' ' -f1); do case $n in "$2"*) ip netns del "$n";; esac; done
-        [ -n "$LOCUM_BED_KEEP" ] || rm -rf "$1" || rm -rf "$1""#;
+        [ -n "$BED_KEEP" ] || rm -rf "$1" || rm -rf "$1""#;
     let prefix = netns_prefix(&std::process::id().to_string());
     let child = Command::new("setsid")
         .args(["sh", "-c", script, "sh", &dir.display().to_string(), &prefix])
@@ -77,10 +77,10 @@ pub fn fresh_folder(name: &str) -> PathBuf {
     dir
 }
 
-/// Removes a test's folder, and whatever still runs for it. `LOCUM_BED_KEEP=1` keeps the files.
+/// Removes a test's folder, and whatever still runs for it. `BED_KEEP=1` keeps the files.
 pub fn remove_folder(dir: &Path) {
     process::kill_marked(dir);
-    if std::env::var_os("LOCUM_BED_KEEP").is_none() {
+    if std::env::var_os("BED_KEEP").is_none() {
         let _ = fs::remove_dir_all(dir);
     }
 }

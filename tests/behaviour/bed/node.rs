@@ -33,6 +33,11 @@ fn beside_us() -> PathBuf {
     dir.with_file_name("examples")
 }
 
+/// Where the control socket of a node is: every test has its own, all services one name.
+fn runtime(dir: &Path) -> PathBuf {
+    dir.join("locum")
+}
+
 /// The product's binary with these arguments, run to its end.
 pub fn locum(args: &[&str]) -> Output {
     locum_in(args, &[])
@@ -240,6 +245,7 @@ impl NodeSpec {
         words.extend(self.arguments.iter().cloned());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).envs(self.environment.iter().map(|(k, v)| (k, v))).env(MARK, &self.dir);
+        command.env("RUNTIME_DIRECTORY", runtime(&self.dir));
         command.current_dir(&self.dir).stdin(Stdio::null()).stdout(file.try_clone().unwrap());
         let mut keep_open = None;
         if self.stderr_is_stuck {
@@ -341,8 +347,13 @@ impl Node {
             let words = process::arguments(pid);
             words.iter().any(|w| w == "--role") || words == ["sleep", "600"]
         };
+        // Between fork and exec an agent still looks like its keeper.
+        let born = process::arguments(self.keeper());
+        let unborn = |pid: i32| process::arguments(pid) == born;
         let leads = |pid: i32| nix::unistd::getpgid(Some(Pid::from_raw(pid))).is_ok_and(|g| g.as_raw() == pid);
-        children(self.keeper()).into_iter().find(|p| !is_agent(*p) && process::alive(*p) && leads(*p) && !orphan(*p))
+        children(self.keeper())
+            .into_iter()
+            .find(|p| !is_agent(*p) && process::alive(*p) && leads(*p) && !orphan(*p) && !unborn(*p))
     }
 
     /// Everything of the command that lives.
@@ -401,7 +412,9 @@ impl Node {
 
     /// `locum status --json`; none while it does not answer.
     pub fn status(&self) -> Option<Value> {
-        let out = locum(&["status", "-c", &self.config.display().to_string(), "--json"]);
+        let runtime = runtime(&self.dir);
+        let arguments = ["status", "-c", &self.config.display().to_string(), "--json"];
+        let out = locum_in(&arguments, &[("RUNTIME_DIRECTORY", runtime.to_str().unwrap())]);
         serde_json::from_slice(&out.stdout).ok()
     }
 
