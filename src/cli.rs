@@ -349,14 +349,35 @@ fn refused(error: &clap::Error) -> u8 {
         return exit::OK;
     }
     complain(text.trim_end());
-    if let (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) =
-        (error.kind(), error.get(ContextKind::InvalidSubcommand))
-        && !text.contains("tip:")
-        && let Some(near) = config::nearest(word, ["run", "check", "status", "schema", "help"])
-    {
-        complain(&format!("\nDid you mean \"locum {near}\"?"));
+    if let Some(near) = meant(error) {
+        complain(&format!("\nDid you mean \"{near}\"?"));
     }
     exit::USAGE
+}
+
+/// What was meant by a word that clap has no suggestion for: it knows no swapped letters.
+fn meant(error: &clap::Error) -> Option<String> {
+    if error.get(ContextKind::SuggestedArg).is_some() || error.get(ContextKind::SuggestedSubcommand).is_some() {
+        return None;
+    }
+    let word = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(word.as_str()),
+        _ => None,
+    };
+    let program = Line::command();
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => {
+            let names = program.get_subcommands().filter(|c| !c.is_hide_set()).map(clap::Command::get_name);
+            config::nearest(word(ContextKind::InvalidSubcommand)?, names).map(|near| format!("locum {near}"))
+        }
+        ErrorKind::UnknownArgument => {
+            let flags =
+                program.get_subcommands().flat_map(clap::Command::get_arguments).filter_map(clap::Arg::get_long);
+            let flags: Vec<String> = flags.map(|flag| format!("--{flag}")).collect();
+            config::nearest(word(ContextKind::InvalidArg)?, flags.iter().map(String::as_str)).map(str::to_owned)
+        }
+        _ => None,
+    }
 }
 
 /// Writes to stdout; a reader that has gone away is no error of ours.

@@ -67,6 +67,7 @@ fn main() {
     }
 }
 
+#[expect(clippy::zombie_processes, reason = "who reaps them is what the tests look at")]
 fn be_leader(args: &Args, beat: &Beat) {
     if args.ignore_term {
         deaf();
@@ -221,7 +222,6 @@ impl Args {
         args
     }
 
-    #[expect(clippy::zombie_processes, reason = "who reaps them is what the tests look at")]
     fn spawn(&self, role: &str, leader: u32) -> std::process::Child {
         Command::new("/proc/self/exe")
             .env_remove("BEATER_ARGS")
