@@ -15,7 +15,7 @@ mod timing;
 mod watch;
 
 pub use node::{Answer, Effect, Event, Flaw, Names, Node, Patience, Setup, View, code};
-pub use orders::{Exit, Level, MEMO_MAX, Order, Report, Snapshot, Stage, Start, Tree};
+pub use orders::{Exit, Level, MEMO_MAX, Order, Report, Snapshot, Stage, Start, Tree, signal_name};
 pub use record::{
     Entry, Generation, Handover, Happening, Health, Holder, Look, Member, Record, Role, Seen, Sighting, Swap, Trouble,
     Version,

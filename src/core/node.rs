@@ -6,7 +6,7 @@
 //! that nothing of the command is left.
 
 use super::lease::{Ground, Held, Watch as Challenger, Write};
-use super::orders::{Exit, Level, MEMO_MAX, Order, Report, Snapshot, Stage, Start, Tree};
+use super::orders::{Exit, Level, MEMO_MAX, Order, Report, Snapshot, Stage, Start, Tree, signal_name};
 use super::record::{Entry, Generation, Holder, Look, Member, Record, Role, Sighting, Swap, Trouble, Version};
 use super::timing::{Boot, Limits, Timing};
 use super::watch::{Change, Due, Ending, Life, Supervision, Verdict, Watch};

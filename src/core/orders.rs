@@ -169,12 +169,17 @@ impl Exit {
     }
 }
 
+/// A signal's name as people know it, like SIGTERM; its number where it has none.
+pub fn signal_name(signal: i32) -> String {
+    signal_hook::low_level::signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_string)
+}
+
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Exit::Code(0) => f.write_str("exited with 0"),
             Exit::Code(code) => write!(f, "exited with {code}"),
-            Exit::Signal(n) => write!(f, "was ended by signal {n}"),
+            Exit::Signal(n) => write!(f, "was ended by {}", signal_name(*n)),
         }
     }
 }

@@ -46,7 +46,7 @@ impl Node {
             Report::Asked { signal } => {
                 if signal != HUP && !self.asked_to_stop {
                     self.asked_to_stop = true;
-                    self.stop(now, &format!("asked to stop by signal {signal}"));
+                    self.stop(now, &format!("asked to stop by {}", signal_name(signal)));
                 }
             }
             Report::Told { level, text } => self.tell(level, text),
