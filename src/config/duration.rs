@@ -63,14 +63,14 @@ pub fn duration_text(d: Duration) -> String {
     }
     for (unit, size) in [("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000)] {
         // "60s" and "90s" are read more easily than "1m" and "1.5m".
-        if micros % size == 0 && (unit == "s" || micros / size > 1 || micros > 60_000_000) {
+        if micros.is_multiple_of(size) && (unit == "s" || micros / size > 1 || micros > 60_000_000) {
             return format!("{}{unit}", micros / size);
         }
     }
-    if micros > 1_000_000 && micros % 100_000 == 0 {
+    if micros > 1_000_000 && micros.is_multiple_of(100_000) {
         return format!("{}.{}s", micros / 1_000_000, micros % 1_000_000 / 100_000);
     }
-    if micros % 1000 == 0 { format!("{}ms", micros / 1000) } else { format!("{}ms", d.as_secs_f64() * 1e3) }
+    if micros.is_multiple_of(1000) { format!("{}ms", micros / 1000) } else { format!("{}ms", d.as_secs_f64() * 1e3) }
 }
 
 #[cfg(test)]

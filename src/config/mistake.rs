@@ -147,10 +147,10 @@ fn odd_port(rest: &str) -> Option<usize> {
     let authority = &rest[..rest.find(['/', '?']).unwrap_or(rest.len())];
     let mut start = 0;
     for piece in authority.split(',') {
-        if let Some(colon) = piece.find(':').filter(|_| !piece.starts_with('[')) {
-            if !piece[colon + 1..].chars().all(|c| c.is_ascii_digit() || c == ':') {
-                return Some(start + colon);
-            }
+        if let Some(colon) = piece.find(':').filter(|_| !piece.starts_with('['))
+            && !piece[colon + 1..].chars().all(|c| c.is_ascii_digit() || c == ':')
+        {
+            return Some(start + colon);
         }
         start += piece.len() + 1;
     }

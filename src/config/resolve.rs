@@ -106,12 +106,12 @@ struct File<'a> {
 fn load_text(sources: &Sources, file: Option<File<'_>>) -> Result<Loaded, Errors> {
     let mut reading = Reading::default();
     let mode = file.as_ref().map_or(0, |f| f.mode);
-    if let Some(file) = &file {
-        if read::file(file.name, file.text, &mut reading).is_err() {
-            // What the file lacks because it is broken is not worth a word.
-            reading.mistakes.sort();
-            return Err(Errors(reading.mistakes));
-        }
+    if let Some(file) = &file
+        && read::file(file.name, file.text, &mut reading).is_err()
+    {
+        // What the file lacks because it is broken is not worth a word.
+        reading.mistakes.sort();
+        return Err(Errors(reading.mistakes));
     }
     read::environment(&sources.environment, &mut reading);
     read::flags(&sources.flags, &mut reading);
