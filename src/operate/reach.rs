@@ -104,5 +104,9 @@ pub(super) fn cluster(config: &Config) -> Result<Cluster, String> {
 /// # Errors
 /// Why it does not answer.
 pub(super) fn local(config: &Config) -> Result<Local, String> {
-    control::ask(&config.service, config.lease.as_ref().map_or("", |lease| &lease.node))
+    match &config.lease {
+        Some(lease) => control::ask(&config.service, &lease.node),
+        None => control::ask(&config.service, "")
+            .map_err(|why| format!("{why} (one that uses a store is found with -c FILE or --store)")),
+    }
 }

@@ -10,7 +10,7 @@ pub fn render(service: &str, cluster: Option<Result<&Cluster, &String>>, local: 
     let mut out = Rows::new(0);
     out.row("service", service);
     match cluster {
-        None => out.row("lease", "none: the command always runs"),
+        None => out.row("lease", "none: no store is configured"),
         Some(Err(why)) => out.row("store", &format!("cannot be asked: {why}")),
         Some(Ok(cluster)) => self::cluster(cluster, &mut out),
     }
@@ -100,14 +100,9 @@ fn cluster(cluster: &Cluster, out: &mut Rows) {
         let age = seen.age.as_secs_f64();
         let silent = if age > cluster.ttl { ", SILENT" } else { "" };
         let heard = format!("{} ago{silent}", span(age));
-        table.push([
-            m.node.clone(),
-            m.role.to_string(),
-            m.health.to_string(),
-            heard,
-            m.host.clone(),
-            m.version.clone(),
-        ]);
+        // What a node said of itself is older than the record: that alone says who is active.
+        let role = if cluster.holder.as_ref() == Some(&m.node) { Role::Active } else { Role::Standby };
+        table.push([m.node.clone(), role.to_string(), m.health.to_string(), heard, m.host.clone(), m.version.clone()]);
     }
     let width = |column: usize| table.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; 6] = std::array::from_fn(width);
@@ -304,7 +299,7 @@ this host: shop2, active
         let local = Local { version: "0.1.0".into(), keeper_pid: 1, agent_pid: 2, ..Local::default() };
         assert_eq!(
             render("web", None, Ok(&local)),
-            "service   web\nlease     none: the command always runs\n\nthis host\n  command does not run here\n  locum   0.1.0, keeper pid 1, agent pid 2\n"
+            "service   web\nlease     none: no store is configured\n\nthis host\n  command does not run here\n  locum   0.1.0, keeper pid 1, agent pid 2\n"
         );
     }
 
