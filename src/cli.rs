@@ -269,6 +269,10 @@ fn run(run: &Run) -> Ended {
         return Err(Failure { code: exit::USAGE, text });
     }
     warn(&loaded);
+    let environment = Sources::here(None, Vec::new(), patience, Need::Everything).environment;
+    if let Some(text) = operate::watchdog(&loaded.config, &environment) {
+        complain(&format!("locum: warning: {text}"));
+    }
     Ok(keeper::run(&loaded.config, keeper::Prepared::default()))
 }
 

@@ -5,7 +5,7 @@ mod check;
 mod reach;
 mod status;
 
-pub use check::{Containment, Finding, Mark, check, check_failed_json};
+pub use check::{Containment, Finding, Mark, check, check_failed_json, watchdog};
 pub use status::{render, render_json};
 
 use crate::config::Config;

@@ -119,13 +119,15 @@ fn timeline(timing: &Timing) -> String {
          \x20 at {} s the command is told to stop\n\
          \x20 at {} s what is left of it is killed\n\
          \x20 at {} s nothing of it is left\n\
-         \x20 another host starts it {}–{} s after a crash\n",
+         \x20 another host starts it {}–{} s after a crash\n\
+         \x20 WatchdogSec= of its systemd unit may be {} s at most\n",
         at_least(unnoticed),
         near(stop),
         near(kill),
         at_most(gone),
         at_least(takeover_from),
-        at_most(takeover_to)
+        at_most(takeover_to),
+        at_least(timing.longest_watchdog())
     )
 }
 
@@ -152,7 +154,7 @@ fn survival(containment: Option<Containment>) -> String {
 }
 
 /// Why the service manager's watchdog does not go with the lease.
-fn watchdog(config: &Config, environment: &Environment) -> Option<String> {
+pub fn watchdog(config: &Config, environment: &Environment) -> Option<String> {
     let micros: u64 = environment.get("WATCHDOG_USEC")?.to_str()?.parse().ok()?;
     let interval = Duration::from_micros(micros);
     let longest = config.lease.as_ref()?.timing.longest_watchdog();
@@ -220,6 +222,7 @@ timing of the lease, from its last renewal
   at 19.2 s what is left of it is killed
   at 20.0 s nothing of it is left
   another host starts it 15.0–24.4 s after a crash
+  WatchdogSec= of its systemd unit may be 10.1 s at most
 "
         );
         let short = timeline(&Timing::for_ttl(Duration::from_millis(500), Duration::from_secs(5)));
