@@ -337,13 +337,12 @@ pub fn findings(survey: &Survey, pg: &Postgres, store_timeout: Duration) -> Vec<
             all.push((format!("rights {host}"), rights_told(&facts.rights, pg, &survey.remedy)));
         }
     }
-    all.push((
-        "store".into(),
-        match &survey.choice {
-            Ok(host) => Tried::Fine(format!("{host} would be used")),
-            Err(why) => Tried::Unreachable(why.clone()),
-        },
-    ));
+    match (&survey.choice, survey.hosts.as_slice()) {
+        (Ok(host), _) => all.push(("store".into(), Tried::Fine(format!("{host} would be used")))),
+        // Its own line has said why already.
+        (Err(_), [(_, Err(_))]) => {}
+        (Err(why), _) => all.push(("store".into(), Tried::Unreachable(why.clone()))),
+    }
     all
 }
 

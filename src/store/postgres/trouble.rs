@@ -88,8 +88,11 @@ pub(super) fn tell(error: &postgres::Error) -> String {
             " (the server's certificate is of X.509 version 1: make one of version 3, with a subjectAltName)",
         );
     }
+    if text.contains("UnknownIssuer") {
+        text.push_str(" (sslrootcert has to name the authority that signed the server's certificate)");
+    }
     if text.contains("password missing") {
-        text.push_str(" (the server asks for one: set PGPASSWORD, or add a line to ~/.pgpass)");
+        return "the server asks for a password: set PGPASSWORD, or add a line to ~/.pgpass".into();
     }
     text
 }
