@@ -284,6 +284,8 @@ pub struct Node {
     done: bool,
     trouble: Option<(Boot, String)>,
     told_missing: bool,
+    /// The epoch of somebody else that was told of.
+    told_standby: u64,
     last_said: Boot,
     memo: Memo,
     out: Vec<Effect>,
@@ -336,6 +338,7 @@ impl Node {
             done: false,
             trouble: None,
             told_missing: false,
+            told_standby: 0,
             last_said: now,
             memo: memo.clone(),
             out: Vec::new(),
@@ -396,7 +399,10 @@ impl Node {
             Event::Judged(verdict) => self.judged(now, verdict),
             Event::Keeper(report) => self.keeper_said(now, report),
             Event::Unusable { code, why } => {
-                self.tell(Level::Error, why.clone());
+                // One event is one line: a remedy of several statements takes one each.
+                for line in why.lines() {
+                    self.tell(Level::Error, line.trim().to_string());
+                }
                 if self.held.is_none() && !self.claimed_once && self.command.is_gone() {
                     self.begin_finish(now, code, &why);
                 }

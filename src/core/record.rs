@@ -88,7 +88,7 @@ impl Record {
             generation: None,
             unfenced: Vec::new(),
             handover: None,
-            why: "made".into(),
+            why: "its record was made".into(),
         }
     }
 

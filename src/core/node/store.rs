@@ -130,6 +130,7 @@ impl Node {
                 None => "the record is gone".into(),
             };
             self.lost(now, &to);
+            self.told_standby = sighting.record.as_ref().map_or(0, |record| record.epoch);
         } else if let Some(record) = &sighting.record
             && present
             && record.holder.as_ref().is_some_and(|holder| {
@@ -148,6 +149,7 @@ impl Node {
             self.claim_in_doubt = false;
             self.next_look = now.plus(next_look(sighting, &timing));
             self.consider_patience(now, sighting.record.as_ref());
+            self.tell_standby(now, sighting);
             if self.is_flawed(Flaw::TrustStoreClock)
                 && let (Some(record), Some(age)) = (&sighting.record, sighting.age)
                 && age >= record.ttl
@@ -156,6 +158,23 @@ impl Node {
                 self.claim(now);
             }
         }
+    }
+
+    /// Says once for each epoch who is active, and what has to happen for us to take over.
+    fn tell_standby(&mut self, now: Boot, sighting: &Sighting) {
+        let (Some(Record { holder: Some(holder), epoch, .. }), Some(timing)) = (&sighting.record, self.setup.timing)
+        else {
+            return;
+        };
+        if self.told_standby == *epoch || self.finish.is_some() || self.asked_to_stop {
+            return;
+        }
+        self.told_standby = *epoch;
+        let who = if holder.node == self.me.node { "an earlier run of this node" } else { holder.node.as_str() };
+        let left = self.challenger.claim_in(now, &self.me.node, &timing).map_or(timing.ttl, |(left, _)| left);
+        let text =
+            format!("standby: {who} holds the lease as epoch {epoch}; takes over after {} of silence", secs(left));
+        self.tell(Level::Info, text);
     }
 
     /// Whoever asked for `--try` or `--wait` is told when the time is over.
