@@ -49,6 +49,21 @@ fn a_crashed_holder_is_replaced_within_the_promised_time() {
 }
 
 #[test]
+fn try_takes_the_place_of_a_holder_that_crashed_long_ago() {
+    let bed = Bed::new("try-dead");
+    let store = bed.file_store();
+    let mut a = bed.node("a").store(&store).ttl("1s").start();
+    bed.wait_active(&a, s(8.0));
+    a.crash();
+    // Nobody stands by, as with a job of cron: each try sees the record of the dead one.
+    std::thread::sleep(s(1.5));
+    let mut b = bed.node("b").store(&store).ttl("1s").args(&["--try"]).start();
+    bed.wait_active(&b, s(5.0));
+    b.stop();
+    bed.prove(&[&a, &b]);
+}
+
+#[test]
 fn an_orderly_stop_hands_over_at_once() {
     let bed = Bed::new("hand-over");
     let store = bed.file_store();

@@ -148,7 +148,10 @@ impl Node {
         } else {
             self.claim_in_doubt = false;
             self.next_look = now.plus(next_look(sighting, &timing));
-            self.consider_patience(now, sighting.record.as_ref());
+            // Who asked to try once has to see a holder that is dead since long replaced, too.
+            if !is_overdue(sighting) {
+                self.consider_patience(now, sighting.record.as_ref());
+            }
             self.tell_standby(now, sighting);
             if self.is_flawed(Flaw::TrustStoreClock)
                 && let (Some(record), Some(age)) = (&sighting.record, sighting.age)
@@ -474,6 +477,15 @@ fn is_ours(record: &Record, me: &Holder, epoch: u64, flaw: Option<Flaw>) -> bool
     match flaw {
         Some(Flaw::RenewByName) => holder.node == me.node,
         _ => holder.instance == me.instance && record.epoch == epoch,
+    }
+}
+
+/// Whether the holder has not renewed for longer than its ttl, by the store's own clock. A hint
+/// that decides how long somebody waits, and nothing else: a claim needs its ground all the same.
+fn is_overdue(sighting: &Sighting) -> bool {
+    match (&sighting.record, sighting.age) {
+        (Some(record), Some(age)) => record.holder.is_some() && age > record.ttl,
+        _ => false,
     }
 }
 
