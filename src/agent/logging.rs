@@ -151,8 +151,13 @@ impl Log for Front {
         let (level, who, text) = (record.level(), &self.who, tidy(&record.args().to_string()));
         // Whoever asked for more than events wants to know where they come from.
         let (origin, colon) = if level > Level::Info { (record.target(), ": ") } else { ("", "") };
-        let line = format_args!("{level:<5} {who}: {origin}{colon}{text}");
-        self.lines.log(&Record::builder().metadata(record.metadata().clone()).args(line).build());
+        // In one expression: Rust 1.88 lets go of the arguments at the end of a statement.
+        self.lines.log(
+            &Record::builder()
+                .metadata(record.metadata().clone())
+                .args(format_args!("{level:<5} {who}: {origin}{colon}{text}"))
+                .build(),
+        );
     }
 
     fn flush(&self) {
