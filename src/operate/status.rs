@@ -139,6 +139,7 @@ fn this_host(local: &Local, out: &mut Rows) {
         out.row("past", &past.join(", "));
     }
     match (local.deadline_left, local.role) {
+        (Some(left), _) if left <= 0.0 => out.row("lease", "not renewed in time: the command is stopped until it is"),
         (Some(left), _) => {
             let text =
                 format!("epoch {}, token {}; told to stop in {} unless renewed", local.epoch, local.token, span(left));
