@@ -38,6 +38,7 @@ demo:
 
 test:
 	tests/setup.sh
+	mandoc -T lint -W warning man/*.[1-8]
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps --quiet

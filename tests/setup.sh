@@ -24,7 +24,7 @@ missing() { # program package …: the packages whose program is not there
 }
 
 want=$(missing ip iproute2 nft nftables openssl openssl pgbouncer pgbouncer python3 python3 \
-    ps procps setpriv util-linux nsenter util-linux cc gcc)
+    mandoc mandoc ps procps setpriv util-linux nsenter util-linux cc gcc)
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || want="$want faketime"
 if [ -z "$(pg_bin)" ] || ! have psql; then
     # Debian 12 has 15; elsewhere the release's own.

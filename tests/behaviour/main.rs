@@ -11,6 +11,7 @@ mod health;
 mod keeper_agent;
 mod lease_file;
 mod lease_postgres;
+mod manual;
 mod partitions;
 mod postgres_failover;
 mod single_host;
