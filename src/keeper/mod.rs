@@ -129,8 +129,8 @@ impl Keeper {
         for (path, outcome) in tree::sweep_left_overs(LEFT_OVERS) {
             let path = path.display();
             match outcome {
-                Ok(()) => say::to_stderr(format_args!("removed {path}: its keeper is dead")),
-                Err(e) => say::to_stderr(format_args!("cannot remove {path}, whose keeper is dead: {e}")),
+                Ok(()) => say::to_stderr(format_args!("killed what a dead keeper left, and removed {path}")),
+                Err(e) => say::to_stderr(format_args!("cannot remove {path}, which a dead keeper left: {e}")),
             }
         }
         let cgroup = Cgroup::make();
@@ -186,8 +186,12 @@ impl Keeper {
             }
             (None, cause) => {
                 let cause = cause.unwrap_or_default();
-                keeper
-                    .tell(Level::Info, format_args!("cannot make a cgroup for the command, going on without: {cause}"));
+                keeper.tell(
+                    Level::Info,
+                    format_args!(
+                        "cannot make a cgroup for the command: {cause}; its tree is killed by group and sweep"
+                    ),
+                );
             }
         }
         Ok(keeper)

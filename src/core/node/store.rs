@@ -173,7 +173,7 @@ impl Node {
             return;
         }
         self.told_standby = *epoch;
-        let who = if holder.node == self.me.node { "an earlier run of this node" } else { holder.node.as_str() };
+        let who = if holder.node == self.me.node { "another run under this node's name" } else { holder.node.as_str() };
         let left = self.challenger.claim_in(now, &self.me.node, &timing).map_or(timing.ttl, |(left, _)| left);
         let text =
             format!("standby: {who} holds the lease as epoch {epoch}; takes over after {} of silence", secs(left));
