@@ -289,6 +289,12 @@ pub struct Node {
     out: Vec<Effect>,
 }
 
+/// How long to sleep before a limit: the clock that ends the sleep may be slewed, and run
+/// less than the one that the limit is reached by. So it is looked at again before.
+fn before(left: Duration) -> Duration {
+    if left > Duration::from_millis(8) { left / 8 * 7 } else { left }
+}
+
 fn secs(d: Duration) -> String {
     format!("{:.1} s", d.as_secs_f64())
 }
@@ -432,7 +438,7 @@ impl Node {
         if let Some(limits) = self.living_under() {
             for limit in [limits.term_at, self.last_resort(limits)] {
                 if !now.has_reached(limit) {
-                    at_most(now.until(limit));
+                    at_most(before(now.until(limit)));
                 }
             }
         }
