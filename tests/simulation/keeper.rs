@@ -500,6 +500,9 @@ impl World {
         self.trees[tree].gone = Some(t);
         self.trees[tree].leader_lives = false;
         self.alive.retain(|&alive| alive != tree);
+        if self.alive.is_empty() {
+            self.idle_since = Some(t);
+        }
         let Tree { host, life, pid, end, excused_until, .. } = self.trees[tree];
         self.note(|| format!("host {host}: nothing of pid {pid} is left"));
         let now = self.hosts[host].clock.read(t);

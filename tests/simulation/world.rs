@@ -199,9 +199,14 @@ pub struct Tally {
     pub events: u64,
     pub starts: u64,
     pub claims: u64,
+    /// Claims over a holder that never released.
+    pub takeovers: u64,
     pub releases: u64,
     pub mischief: u64,
     pub seconds: u64,
+    /// The longest that nobody was active, after the first start and before the end, as a
+    /// multiple of the longest ttl in hundredths.
+    pub gap: u64,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -209,9 +214,11 @@ impl std::ops::AddAssign for Tally {
         self.events += other.events;
         self.starts += other.starts;
         self.claims += other.claims;
+        self.takeovers += other.takeovers;
         self.releases += other.releases;
         self.mischief += other.mischief;
         self.seconds += other.seconds;
+        self.gap = self.gap.max(other.gap);
     }
 }
 
@@ -275,6 +282,8 @@ pub struct World {
     longest: Timing,
     steady_from: Ns,
     ending: bool,
+    /// Since when nobody is active.
+    pub idle_since: Option<Ns>,
     broken: Option<(Promise, String)>,
     trace: Trace,
     lines: VecDeque<String>,
@@ -386,6 +395,7 @@ impl World {
             longest,
             steady_from: 0,
             ending: false,
+            idle_since: None,
             broken: None,
             trace,
             lines: VecDeque::new(),
@@ -777,12 +787,14 @@ impl World {
             None => Answer::Look(Ok(Look { sighting: self.store.sighting(t), members: Vec::new() })),
             Some((version, next)) => {
                 let before = self.store.record.as_ref().map_or(0, |record| record.epoch);
+                let held = self.store.record.as_ref().is_some_and(|record| record.holder.is_some());
                 let swap = self.store.swap(t, version, next);
                 if swap == Swap::Done {
                     self.note(|| {
                         let holder = next.holder.as_ref().map_or("nobody", |holder| holder.instance.as_str());
                         format!("store: {holder} epoch {} seq {} token {}", next.epoch, next.seq, next.token)
                     });
+                    self.tally.takeovers += u64::from(held && next.epoch != before);
                     self.changed(call.who, before, next);
                 }
                 Answer::Swap(Ok(swap))
@@ -1326,6 +1338,9 @@ impl World {
             }
         }
         self.last_start = Some((claimed_in, instance, epoch, token));
+        if let Some(since) = self.idle_since.take() {
+            self.tally.gap = self.tally.gap.max((t - since) * 100 / self.longest.ttl.as_nanos() as u64);
+        }
         self.tally.starts += 1;
     }
 
