@@ -14,6 +14,8 @@ INSTALL = install
 JOBS    = 4
 # Seeds for the long simulation of `make soak`.
 SEEDS   = 1000000
+# The first of them; a failure names the one that replays it.
+FIRST   = 0
 # Which tests `make behaviour` runs: a part of their names.
 T       =
 
@@ -24,7 +26,7 @@ help:
 	@echo 'make demo       build, then show the main job in 20 seconds, without any server'
 	@echo 'make test       formatting, lints, documentation, every test (installs what they need)'
 	@echo 'make behaviour  the tests through the binary alone; T=name picks some'
-	@echo 'make soak       the long simulation: SEEDS=$(SEEDS)'
+	@echo 'make soak       the long simulation: SEEDS=$(SEEDS) FIRST=$(FIRST)'
 	@echo 'make bench      figures, ours beside other tools (installs them)'
 	@echo 'make install    to $$(DESTDIR)$$(PREFIX): binary, manual pages, unit, examples'
 	@echo 'make clean      remove what was built'
@@ -50,7 +52,8 @@ behaviour:
 	RUST_BACKTRACE=0 $(CARGO) test --locked --test behaviour -- --test-threads=$(JOBS) $(T)
 
 soak:
-	LOCUM_SEEDS=$(SEEDS) $(CARGO) test --locked --release --test simulation -- --nocapture
+	LOCUM_SIM_RUNS=$(SEEDS) LOCUM_SIM_FIRST=$(FIRST) \
+	$(CARGO) test --locked --quiet --test simulation -- --nocapture many_bad_days
 
 bench:
 	tests/setup.sh

@@ -3,6 +3,7 @@
 //! `docs/safety.md` argues why these rules keep two trees from ever living at
 //! once; each rule here names the sentence of it that it carries out.
 
+use super::node::Flaw;
 use super::record::{Entry, Generation, Happening, Holder, Record, Sighting, Version};
 use super::timing::{Boot, Limits, Timing};
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub(super) struct Watch {
     seen: Option<Sighted>,
     /// The highest token this node ever saw: one below it comes from a store that forgot.
     pub(super) highest_token: u64,
+    pub(super) flaw: Option<Flaw>,
 }
 
 #[derive(Clone, Debug)]
@@ -33,8 +35,8 @@ struct Sighted {
 }
 
 impl Watch {
-    pub(super) fn new(highest_token: u64) -> Watch {
-        Watch { seen: None, highest_token }
+    pub(super) fn new(highest_token: u64, flaw: Option<Flaw>) -> Watch {
+        Watch { seen: None, highest_token, flaw }
     }
 
     /// Takes note of an answer. The count starts anew with another version, and
@@ -48,10 +50,19 @@ impl Watch {
             .seen
             .as_ref()
             .is_some_and(|seen| seen.record.version() == record.version() && seen.generation == sighting.generation);
-        if !same {
-            self.seen = Some(Sighted { record: record.clone(), generation: sighting.generation.clone(), since: now });
-        }
+        let since = match &self.seen {
+            Some(seen) if same => seen.since,
+            Some(seen) if self.is_flawed(Flaw::CountOverGenerations) && seen.record.version() == record.version() => {
+                seen.since
+            }
+            _ => now,
+        };
+        self.seen = Some(Sighted { record: record.clone(), generation: sighting.generation.clone(), since });
         self.highest_token = self.highest_token.max(record.token);
+    }
+
+    fn is_flawed(&self, flaw: Flaw) -> bool {
+        self.flaw == Some(flaw)
     }
 
     /// Forgets what was seen: the next sighting starts the count.
@@ -68,7 +79,10 @@ impl Watch {
     /// record to claim. `me` is this node's name, `timing` its own.
     pub(super) fn claim_in(&self, now: Boot, me: &str, timing: &Timing) -> Option<(Duration, Ground)> {
         let seen = self.seen.as_ref()?;
-        let watched = now.slow_since(seen.since);
+        let watched = match self.flaw {
+            Some(Flaw::FastChallenger) => now.fast_since(seen.since),
+            _ => now.slow_since(seen.since),
+        };
         let believed = seen.record.holder.is_none()
             && seen.record.generation.as_ref() == Some(&seen.generation)
             && seen.record.token >= self.highest_token;
@@ -86,7 +100,12 @@ impl Watch {
             Some(_) if present && seen.record.token >= self.highest_token => seen.record.ttl,
             _ => seen.record.ttl.max(timing.ttl),
         };
-        Some((timing.patience(ttl).saturating_sub(watched), Ground::Silence))
+        let patience = match self.flaw {
+            Some(Flaw::ImpatientChallenger) => timing.patience(ttl).mul_f64(0.93),
+            Some(Flaw::OwnTtl) => timing.patience(timing.ttl),
+            _ => timing.patience(ttl),
+        };
+        Some((patience.saturating_sub(watched), Ground::Silence))
     }
 
     /// The record that a claim by `me` would write over the one last seen, the version
@@ -213,5 +232,165 @@ impl Held {
             why: why.to_string(),
         };
         Some(Write { version: old.version(), next, entry: Some(entry) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::Handover;
+    use super::*;
+
+    const S: fn(u64) -> Duration = Duration::from_secs;
+
+    fn at(s: u64) -> Boot {
+        Boot::ZERO.plus(S(1_000 + s))
+    }
+
+    fn timing() -> Timing {
+        Timing::for_ttl(S(20), S(5))
+    }
+
+    fn generation(timeline: u32) -> Generation {
+        Generation { system: "7".into(), timeline }
+    }
+
+    fn holder(node: &str) -> Holder {
+        Holder { node: node.into(), instance: format!("{node}-1") }
+    }
+
+    /// Nobody holds it, as written under timeline 1.
+    fn free() -> Record {
+        Record { epoch: 4, token: 40, generation: Some(generation(1)), ..Record::fresh(S(20), S(5), 9) }
+    }
+
+    fn held() -> Record {
+        Record { holder: Some(holder("b")), ..free() }
+    }
+
+    fn sighting(record: &Record, timeline: u32) -> Sighting {
+        Sighting { record: Some(record.clone()), generation: generation(timeline), age: None }
+    }
+
+    fn watch(highest_token: u64, record: &Record, timeline: u32) -> Watch {
+        let mut watch = Watch::new(highest_token, None);
+        watch.sight(at(0), &sighting(record, timeline));
+        watch
+    }
+
+    #[test]
+    fn nobody_is_believed_only_if_every_guard_holds() {
+        let patience = timing().patience(S(20));
+        let to = |to: &str| Some(Handover { to: to.into(), limit: S(3) });
+        let cases = [
+            ("free", free(), 1, 0, Duration::ZERO, Ground::Free),
+            ("a token just as high", free(), 1, 40, Duration::ZERO, Ground::Free),
+            ("a store that forgot a token", free(), 1, 41, patience, Ground::Silence),
+            ("another timeline", free(), 2, 0, patience, Ground::Silence),
+            ("a record just made", Record { generation: None, ..free() }, 1, 0, patience, Ground::Silence),
+            ("meant for us", Record { handover: to("a"), ..free() }, 1, 0, Duration::ZERO, Ground::Free),
+            ("meant for another", Record { handover: to("c"), ..free() }, 1, 0, S(3), Ground::Free),
+            ("held", held(), 1, 0, patience, Ground::Silence),
+        ];
+        for (name, record, timeline, highest, left, ground) in cases {
+            let claim = watch(highest, &record, timeline).claim_in(at(0), "a", &timing());
+            assert_eq!(claim, Some((left, ground)), "{name}");
+        }
+        assert_eq!(Watch::new(0, None).claim_in(at(0), "a", &timing()), None, "nothing seen");
+    }
+
+    #[test]
+    fn a_hand_over_excludes_others_from_their_own_first_sighting_and_not_for_ever() {
+        let record = Record { handover: Some(Handover { to: "c".into(), limit: S(3) }), ..free() };
+        let watch = watch(0, &record, 1);
+        assert_eq!(watch.claim_in(at(2), "a", &timing()), Some((S(1), Ground::Free)));
+        assert_eq!(watch.claim_in(at(3), "a", &timing()), Some((Duration::ZERO, Ground::Free)));
+    }
+
+    #[test]
+    fn silence_is_measured_with_the_ttl_of_the_record_and_the_longer_one_in_doubt() {
+        for (name, ttl, timeline, highest, counts) in [
+            ("a longer promise", S(60), 1, 0, S(60)),
+            ("a shorter promise", S(4), 1, 0, S(4)),
+            ("a shorter one, under another timeline", S(4), 2, 0, S(20)),
+            ("a longer one, under another timeline", S(60), 2, 0, S(60)),
+            ("a shorter one, from a store that forgot", S(4), 1, 41, S(20)),
+        ] {
+            let watch = watch(highest, &Record { ttl, ..held() }, timeline);
+            let left = watch.claim_in(at(0), "a", &timing());
+            assert_eq!(left, Some((timing().patience(counts), Ground::Silence)), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_count_begins_anew_with_another_version_or_generation_only() {
+        let later = |record: &Record, timeline| {
+            let mut watch = watch(0, &held(), 1);
+            watch.sight(at(15), &sighting(record, timeline));
+            watch.claim_in(at(15), "a", &timing()).map(|(left, _)| left)
+        };
+        let all = timing().patience(S(20));
+        assert_eq!(later(&held(), 1), Some(all - S(15)), "the same");
+        assert_eq!(later(&Record { seq: 10, ..held() }, 1), Some(all), "a renewal");
+        assert_eq!(later(&Record { epoch: 5, ..held() }, 1), Some(all), "another holder");
+        assert_eq!(later(&held(), 2), Some(all), "the store was replaced");
+        let mut gone = watch(0, &held(), 1);
+        gone.sight(at(5), &Sighting { record: None, generation: generation(1), age: None });
+        assert_eq!(gone.claim_in(at(99), "a", &timing()), None, "no record, no claim");
+    }
+
+    #[test]
+    fn the_count_runs_on_the_slower_clock() {
+        let watch = watch(0, &held(), 1);
+        let slept = Boot { boot: at(100).boot, raw: at(5).raw };
+        let left = watch.claim_in(slept, "a", &timing()).map(|(left, _)| left);
+        assert_eq!(left, Some(timing().patience(S(20)) - S(5)));
+    }
+
+    #[test]
+    fn a_token_never_decreases() {
+        let line = 1_u64 << 32;
+        for (name, token, highest, timeline, claimed) in [
+            ("first of its timeline", 0, 0, 1, line + 1),
+            ("next", line + 1, 0, 1, line + 2),
+            ("over a promotion", line + 7, 0, 2, 2 * line + 1),
+            ("over a lossy one", line + 2, line + 7, 2, 2 * line + 1),
+            ("a store that forgot", line + 2, line + 7, 1, line + 8),
+            ("a timeline that was reset", 9 * line + 3, 0, 1, 9 * line + 4),
+        ] {
+            let watch = watch(highest, &Record { token, ..held() }, timeline);
+            let write = watch.claim(&holder("a"), &timing()).unwrap();
+            assert_eq!(write.next.token, claimed, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_claim_over_a_silent_holder_carries_it_as_unfenced() {
+        let write = watch(0, &held(), 1).claim(&holder("a"), &timing()).unwrap();
+        assert_eq!(write.version, held().version());
+        assert_eq!((write.next.epoch, write.next.seq), (5, 10));
+        assert_eq!(write.next.unfenced, [holder("b")]);
+        let write = watch(0, &write.next, 1).claim(&holder("c"), &timing()).unwrap();
+        assert_eq!(write.next.unfenced, [holder("b"), holder("a")]);
+        let write = watch(0, &free(), 1).claim(&holder("a"), &timing()).unwrap();
+        assert!(write.next.unfenced.is_empty());
+    }
+
+    #[test]
+    fn the_limit_is_the_least_over_what_is_confirmed_and_what_is_unresolved() {
+        let limits = |s| timing().limits(at(s), S(20));
+        let mut lease = Held::new(4, 40, limits(0));
+        lease.sent(limits(5));
+        assert_eq!(lease.limits(), limits(0), "a renewal without an answer extends nothing");
+        lease.confirm(limits(10), held(), generation(1));
+        assert_eq!(lease.limits(), limits(10), "a confirmed one alone counts");
+        let short = timing().limits(at(15), S(2));
+        lease.sent(short);
+        lease.sent(limits(16));
+        assert_eq!(lease.limits(), short, "a shorter promise counts from the moment it is sent");
+        lease.sent(Limits::PAST);
+        assert_eq!(lease.limits(), Limits::PAST, "a release counts as zero");
+        assert!(lease.has_run_out(at(16)));
+        lease.confirm(limits(20), held(), generation(1));
+        assert_eq!(lease.limits(), limits(20), "until a later swap is confirmed");
     }
 }

@@ -12,6 +12,8 @@ use super::timing::{Boot, Limits, Timing};
 use super::watch::{Change, Due, Ending, Life, Supervision, Verdict, Watch};
 mod command;
 mod store;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use view::View;
@@ -94,6 +96,20 @@ pub enum Flaw {
     BelieveNobody,
     /// A command that runs under one lease is kept under the next one.
     AdoptUnderAnotherLease,
+    /// The lease is renewed though the keeper has not acknowledged the last limits.
+    RenewUnheard,
+    /// The holder counts on the whole ttl, as if its clock were right.
+    ForgetClockError,
+    /// The challenger's count ends a little early.
+    ImpatientChallenger,
+    /// The challenger counts on whichever of its clocks ran further.
+    FastChallenger,
+    /// The challenger's count goes on when the store's generation changes.
+    CountOverGenerations,
+    /// The challenger counts with its own ttl instead of the one in the record.
+    OwnTtl,
+    /// The lease is ours when it names our instance, whatever its epoch.
+    AnyEpoch,
 }
 
 /// What happens to a node.
@@ -291,6 +307,23 @@ pub struct Node {
     out: Vec<Effect>,
 }
 
+#[cfg(test)]
+fn flaw_of(setup: &Setup) -> Option<Flaw> {
+    setup.flaw
+}
+
+/// A build for users has none.
+#[cfg(not(test))]
+fn flaw_of(_: &Setup) -> Option<Flaw> {
+    None
+}
+
+/// How long to sleep before a limit: the clock that ends the sleep may be slewed, and run
+/// less than the one that the limit is reached by. So it is looked at again before.
+fn before(left: Duration) -> Duration {
+    if left > Duration::from_millis(8) { left / 8 * 7 } else { left }
+}
+
 fn secs(d: Duration) -> String {
     format!("{:.1} s", d.as_secs_f64())
 }
@@ -315,9 +348,8 @@ impl Node {
                 Patience::Try => Some(now),
                 Patience::Wait(limit) => Some(now.plus(limit)),
             }),
-            setup,
             command,
-            challenger: Challenger::new(memo.highest_token),
+            challenger: Challenger::new(memo.highest_token, flaw_of(&setup)),
             held: None,
             given_up: memo.given_up.max(if ended { hello.epoch } else { 0 }),
             claim_in_doubt: false,
@@ -342,6 +374,7 @@ impl Node {
             last_said: now,
             memo: memo.clone(),
             out: Vec::new(),
+            setup,
         };
         if node.setup.timing.is_some() && hello.epoch > 0 && !ended {
             node.held = Some(Held::new(hello.epoch, hello.token, hello.limits));
@@ -408,6 +441,10 @@ impl Node {
                 }
             }
             Event::Orphaned => {
+                // No keeper is left that would have to hear that its lease is over.
+                if let Some(finish) = &mut self.finish {
+                    finish.sealed = Sealed::Yes;
+                }
                 self.asked_to_stop = true;
                 self.command.ending(Ending::Asked);
                 self.command.gone(now);
@@ -438,7 +475,7 @@ impl Node {
         if let Some(limits) = self.living_under() {
             for limit in [limits.term_at, self.last_resort(limits)] {
                 if !now.has_reached(limit) {
-                    at_most(now.until(limit));
+                    at_most(before(now.until(limit)));
                 }
             }
         }
@@ -473,10 +510,7 @@ impl Node {
     }
 
     fn flaw(&self) -> Option<Flaw> {
-        #[cfg(test)]
-        return self.setup.flaw;
-        #[cfg(not(test))]
-        None
+        flaw_of(&self.setup)
     }
 
     fn is_flawed(&self, flaw: Flaw) -> bool {

@@ -8,6 +8,8 @@ pub type Ns = u64;
 
 /// The most that a clock's rate is wrong, in parts per million: `clock_error`.
 pub const RHO_PPM: i64 = 2000;
+/// The most that BOOTTIME is slewed on top of that (chrony's `maxslewrate`): RAW is not.
+pub const SLEW_PPM: i64 = 80_000;
 
 /// BOOTTIME and RAW of one host: each with its own offset and its own wrong rate.
 pub struct Clock {
@@ -17,6 +19,11 @@ pub struct Clock {
     boot_ppm: i64,
     raw_ppm: i64,
     asleep: bool,
+}
+
+/// Whether a limit has passed by either clock; not the core's own answer, which is checked by it.
+pub fn has_passed(now: Boot, limit: Boot) -> bool {
+    now.boot >= limit.boot || now.raw >= limit.raw
 }
 
 fn ran(true_ns: u64, ppm: i64) -> u64 {
@@ -42,7 +49,7 @@ impl Clock {
 
     /// NTP or temperature: other rates from now on.
     pub fn drift(&mut self, t: Ns, boot_ppm: i64, raw_ppm: i64) {
-        assert!(boot_ppm.abs() <= RHO_PPM && raw_ppm.abs() <= RHO_PPM);
+        assert!(boot_ppm.abs() <= RHO_PPM + SLEW_PPM && raw_ppm.abs() <= RHO_PPM);
         self.rebase(t);
         (self.boot_ppm, self.raw_ppm) = (boot_ppm, raw_ppm);
     }
@@ -51,6 +58,8 @@ impl Clock {
     pub fn sleep(&mut self, t: Ns, asleep: bool) {
         self.rebase(t);
         self.asleep = asleep;
+        // Nobody slews the clock of a machine that sleeps.
+        self.boot_ppm = self.boot_ppm.clamp(-RHO_PPM, RHO_PPM);
     }
 
     /// How much true time until either clock shows `limit`, if it goes on like this.

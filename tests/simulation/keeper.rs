@@ -4,10 +4,15 @@
 //! It is a model: what it does is what the real keeper has to do. The agents inside
 //! are real.
 
-use super::clock::Ns;
+use super::clock::{Ns, has_passed};
 use super::world::{Happens, MS, Who, World, show};
 use crate::core::{Boot, Event, Exit, Limits, Node, Order, Report, Snapshot, Stage, Start, Tree as Left};
 use std::time::Duration;
+
+/// The longest that a tree takes to die, as a share of κ.
+const WORST_KILL: f64 = 0.98;
+/// The latest that the keeper wakes, as a share of j.
+const WORST_LATE: f64 = 0.93;
 
 /// The process that decides.
 pub struct Agent {
@@ -48,6 +53,10 @@ pub struct Keeper {
     wake: u64,
     pub to_keeper: Ns,
     to_agent: Ns,
+    /// Its agent has seen that it is dead.
+    mourned: bool,
+    /// Renewals confirmed while it was stopped.
+    pub unheard: u32,
     /// For the checks: epoch and `s + D` of the last swap whose success its agent saw.
     pub confirmed: Option<(u64, Boot)>,
 }
@@ -63,6 +72,10 @@ pub struct Tree {
     pub termed: bool,
     /// Ignores the stop signal.
     deaf: bool,
+    /// Its program cannot be executed.
+    fails: bool,
+    /// Whether the keeper knows that it runs, or cannot.
+    settled: bool,
     dying: bool,
     pub gone: Option<Ns>,
     /// Its own `s + D`, by its host's clocks.
@@ -106,6 +119,8 @@ impl World {
             wake: 0,
             to_keeper: self.t,
             to_agent: self.t,
+            mourned: false,
+            unheard: 0,
             confirmed: None,
         });
         self.note(|| format!("host {host}: keeper {life} starts"));
@@ -176,6 +191,7 @@ impl World {
             Order::Lease { epoch, limits } => {
                 if keeper.tree.is_some() && keeper.epoch != epoch {
                     // Another lease extends nothing.
+                    keeper.limits = keeper.limits.tightest(limits);
                     self.note(|| format!("host {host}: keeper refuses the lease of epoch {epoch}"));
                 } else {
                     (keeper.epoch, keeper.limits) = (epoch, limits);
@@ -192,7 +208,7 @@ impl World {
             }
             Order::Kill => {
                 if let Some(tree) = keeper.tree {
-                    self.kill(tree, 0.9);
+                    self.kill(tree, WORST_KILL);
                 }
             }
             Order::Memo(memo) => {
@@ -222,15 +238,19 @@ impl World {
         let now = self.hosts[host].clock.read(self.t);
         let Some(keeper) = self.keeper(host, life) else { return };
         if keeper.tree.is_some() {
+            self.breaks(format!("{} orders a start while something of the command lives", show(who)));
             return;
         }
-        if keeper.epoch != start.epoch || now.has_reached(keeper.limits.term_at) {
+        if keeper.epoch != start.epoch || now.has_reached(keeper.limits.term_at) || keeper.forced {
             self.note(|| format!("host {host}: keeper refuses to start under epoch {}", start.epoch));
-            self.report(host, Report::Gone);
+            self.report(host, Report::StartFailed { stage: Stage::Fork, errno: 1 });
             return;
         }
-        if self.start_fails() {
-            self.report(host, Report::StartFailed { stage: Stage::Exec, errno: 13 });
+        keeper.exit = None;
+        keeper.token = start.token;
+        let fails = self.start_fails();
+        if fails && self.chance.permille(200) {
+            self.report(host, Report::StartFailed { stage: Stage::Fork, errno: 11 });
             return;
         }
         self.check_start(who, start.epoch, start.token);
@@ -239,9 +259,8 @@ impl World {
         let pid = 100 + tree as i32;
         let Some(keeper) = self.keeper(host, life) else { return };
         keeper.tree = Some(tree);
-        keeper.token = start.token;
         keeper.kill_by = None;
-        (keeper.exit, keeper.exit_told) = (None, false);
+        keeper.exit_told = false;
         let end = keeper.confirmed.map_or(Boot::ZERO, |(_, end)| end);
         self.trees.push(Tree {
             host,
@@ -252,6 +271,8 @@ impl World {
             leader_lives: true,
             termed: false,
             deaf,
+            fails,
+            settled: false,
             dying: false,
             gone: None,
             end,
@@ -260,7 +281,22 @@ impl World {
         });
         self.alive.push(tree);
         self.note(|| format!("host {host}: pid {pid} STARTS, epoch {} token {}", start.epoch, start.token));
-        self.report(host, Report::Started { pid });
+        let delay = self.chance.between(100_000, 2 * MS);
+        match fails {
+            true => self.after(delay, Happens::LeaderEnds { tree, exit: Exit::Code(126) }),
+            false => self.after(delay, Happens::Settled { host, life, tree }),
+        }
+    }
+
+    /// The command has made its first step, or ended before.
+    pub fn keeper_settles(&mut self, host: usize, life: u32, tree: usize) {
+        let Tree { settled, fails, pid, .. } = self.trees[tree];
+        if self.keeper(host, life).is_some_and(|keeper| keeper.tree == Some(tree)) && !settled {
+            self.trees[tree].settled = true;
+            if !fails {
+                self.report(host, Report::Started { pid });
+            }
+        }
     }
 
     pub fn keeper_wakes(&mut self, host: usize, life: u32, wake: u64) {
@@ -301,7 +337,7 @@ impl World {
         let limits = keeper.limits;
         let due = keeper.kill_by.is_some_and(|by| now.has_reached(by));
         if now.has_reached(limits.kill_at) || due || keeper.forced {
-            self.kill(tree, 0.9);
+            self.kill(tree, WORST_KILL);
         } else if now.has_reached(limits.term_at) && !self.trees[tree].termed {
             // A later lease does not call it off, nor put off the kill that follows.
             if let Some(keeper) = self.keeper(host, life) {
@@ -318,7 +354,7 @@ impl World {
     fn keeper_arms(&mut self, host: usize, life: u32) {
         let t = self.t;
         let renew = self.hosts[host].timing.renew;
-        let slack = self.hosts[host].timing.slack().mul_f64(0.8);
+        let slack = self.hosts[host].timing.slack().mul_f64(WORST_LATE);
         let trees = &self.trees;
         let Some(keeper) = self.hosts[host].keeper.as_mut().filter(|keeper| keeper.life == life) else { return };
         let mut next: Option<Boot> =
@@ -339,7 +375,11 @@ impl World {
         let delay = if left > MS {
             left / 8 * 7
         } else {
-            let late = if self.chance.permille(30) { self.chance.up_to(slack) } else { 1_000 };
+            let late = match self.chance.between(0, 999) {
+                0..20 => self.chance.up_to(slack),
+                20..40 => slack.as_nanos() as u64,
+                _ => 1_000,
+            };
             left + late
         };
         self.after(delay, Happens::KeeperWakes { host, life, wake });
@@ -355,18 +395,28 @@ impl World {
         }
         if !leader_lives && !keeper.exit_told {
             keeper.exit_told = true;
-            if let Some(exit) = keeper.exit {
+            let exit = keeper.exit;
+            self.keeper_settles(host, life, tree);
+            if let (Some(exit), false) = (exit, self.trees[tree].fails) {
                 self.report(host, Report::Exited(exit));
             }
-            // What the leader left behind goes with it.
-            self.kill(tree, 0.9);
+            // What a leader leaves behind goes with it, unless all of them were asked to stop.
+            if self.trees[tree].termed && self.chance.permille(400) {
+                let most = self.hosts[host].timing.stop_timeout;
+                let delay = self.chance.up_to(most);
+                self.after(delay, Happens::TreeGone { tree });
+            } else {
+                self.kill(tree, WORST_KILL);
+            }
         }
         if gone {
             let Some(keeper) = self.keeper(host, life) else { return };
             keeper.tree = None;
             keeper.kill_by = None;
             let forced = keeper.forced;
-            self.report(host, Report::Gone);
+            // A "gone" behind a failed start could be taken for the end of the next one.
+            let failed = Report::StartFailed { stage: Stage::Exec, errno: 13 };
+            self.report(host, if self.trees[tree].fails { failed } else { Report::Gone });
             if forced {
                 self.keeper_ends_alone(host, life);
                 return;
@@ -418,7 +468,12 @@ impl World {
         self.trees[tree].dying = true;
         let Tree { pid, host, .. } = self.trees[tree];
         let margin = self.hosts[host].timing.kill_margin.mul_f64(share);
-        let takes = if self.chance.permille(200) { self.chance.between(0, margin.as_nanos() as u64) } else { 70_000 };
+        let margin = margin.as_nanos() as u64;
+        let takes = match self.chance.between(0, 9) {
+            0 => margin,
+            1 => self.chance.between(0, margin),
+            _ => 70_000,
+        };
         self.note(|| format!("host {host}: KILL to pid {pid}"));
         self.after(takes / 2, Happens::LeaderEnds { tree, exit: Exit::Signal(9) });
         self.after(takes, Happens::TreeGone { tree });
@@ -445,10 +500,13 @@ impl World {
         self.trees[tree].gone = Some(t);
         self.trees[tree].leader_lives = false;
         self.alive.retain(|&alive| alive != tree);
+        if self.alive.is_empty() {
+            self.idle_since = Some(t);
+        }
         let Tree { host, life, pid, end, excused_until, .. } = self.trees[tree];
         self.note(|| format!("host {host}: nothing of pid {pid} is left"));
         let now = self.hosts[host].clock.read(t);
-        if now.has_reached(end) && excused_until < t {
+        if has_passed(now, end) && excused_until < t {
             let late = now.fast_since(end);
             self.breaks(format!("pid {pid} of host {host} was gone {late:?} after its own s + D"));
         }
@@ -463,7 +521,7 @@ impl World {
     pub fn agent_may_die(&self, who: Who) -> bool {
         let t = self.t;
         self.hosts[who.host].asleep_until <= t
-            && self.hosts[who.host].keeper.as_ref().is_some_and(|keeper| keeper.stopped_until <= t)
+            && self.hosts[who.host].keeper.as_ref().is_some_and(|k| k.life == who.life && k.stopped_until <= t)
     }
 
     fn healthy_pair(&self, host: usize) -> Option<Who> {
@@ -507,6 +565,7 @@ impl World {
         let until = self.before_calm(how_long);
         if let Some(keeper) = self.keeper(host, life) {
             keeper.stopped_until = until;
+            keeper.unheard = 0;
             let wake = keeper.wake;
             self.at(until, Happens::KeeperWakes { host, life, wake });
         }
@@ -515,23 +574,25 @@ impl World {
         }
     }
 
-    /// Killed with -9: its agent sees that, kills what is left, and ends without giving
-    /// the lease back.
+    /// Killed with -9: its agent sees that, sooner or later.
     pub fn kill_keeper(&mut self, host: usize) {
-        let Some(Who { life, .. }) = self.healthy_pair(host) else { return };
+        let Some(who) = self.healthy_pair(host) else { return };
         let timing = self.hosts[host].timing;
         let t = self.t;
-        let Some(keeper) = self.keeper(host, life) else { return };
+        let Some(keeper) = self.hosts[host].keeper.take() else { return };
         let by = keeper.limits.kill_at.plus(timing.kill_margin / 2);
-        if let Some(tree) = self.tree_of(host, life) {
-            let left = self.hosts[host].clock.until(t, by).min(1_000 * MS);
-            let delay = self.chance.between(0, left);
-            let delay = if self.chance.permille(500) { delay.min(2 * MS) } else { delay };
-            self.trees[tree].must_be_gone = None;
-            self.trees[tree].dying = true;
-            self.after(delay, Happens::TreeGone { tree });
-        }
-        self.hosts[host].keeper = None;
+        let left = match self.tree_of(host, who.life) {
+            Some(tree) => {
+                self.trees[tree].must_be_gone = None;
+                self.hosts[host].clock.until(t, by).min(1_000 * MS)
+            }
+            None => MS,
+        };
+        let delay = self.chance.between(0, left);
+        let delay = if self.chance.permille(500) { delay.min(2 * MS) } else { delay };
+        let at = (t + delay).max(keeper.to_agent + 1_000);
+        self.hosts[host].orphans.push(keeper);
+        self.at(at, Happens::LostKeeper { who });
         self.restart_later(host);
     }
 
@@ -540,10 +601,71 @@ impl World {
         let Who { host, life, .. } = who;
         if let Some(tree) = self.tree_of(host, life) {
             self.trees[tree].dying = false;
+        }
+        if let Some(keeper) = self.hosts[host].keeper.take_if(|keeper| keeper.life == life) {
+            self.hosts[host].orphans.push(keeper);
+            self.restart_later(host);
+        }
+        self.lost_keeper(who);
+    }
+
+    fn orphan(&mut self, who: Who) -> Option<&mut Keeper> {
+        self.hosts[who.host].orphans.iter_mut().find(|keeper| keeper.life == who.life)
+    }
+
+    /// An agent sees that its keeper is dead: it kills what is left, and waits for the proof.
+    pub fn lost_keeper(&mut self, who: Who) {
+        let Who { host, life, .. } = who;
+        let t = self.t;
+        let takes = self.hosts[host].timing.kill_margin.mul_f64(0.45).as_nanos() as u64;
+        let tree = self.tree_of(host, life);
+        let Some(keeper) = self.orphan(who).filter(|keeper| !keeper.mourned) else { return };
+        keeper.mourned = true;
+        let Some(agent) = &mut keeper.agent else { return };
+        let ended = agent.node.has_ended();
+        let gone = agent.node.is_tree_gone();
+        if let Some(tree) = tree {
+            agent.hangs_until = t + takes;
+            if gone {
+                self.breaks(format!("{} takes the tree for gone, and it lives", show(who)));
+            }
             self.kill(tree, 0.4);
         }
-        self.hosts[host].keeper = None;
-        self.restart_later(host);
+        self.note(|| format!("{} has lost its keeper", show(who)));
+        if ended {
+            self.hosts[host].orphans.retain(|keeper| keeper.life != life);
+            return;
+        }
+        let proven = gone || self.chance.permille(700);
+        self.after(if tree.is_some() { takes } else { 1_000 }, Happens::Buried { who, proven });
+    }
+
+    /// Nothing is left of the tree; without proof of that, the lease has to run out.
+    pub fn buried(&mut self, who: Who, proven: bool) {
+        let pause = self.hosts[who.host].timing.kill_margin.as_nanos() as u64 / 10;
+        if self.tree_of(who.host, who.life).is_some() {
+            self.after(pause, Happens::Buried { who, proven });
+        } else if proven {
+            self.step(who, Event::Orphaned);
+        } else {
+            self.hosts[who.host].orphans.retain(|keeper| keeper.life != who.life);
+        }
+    }
+
+    /// What a dead keeper would say, its agent says to itself.
+    pub fn answer_for_keeper(&mut self, who: Who, order: &Order) {
+        // Until its end is seen, it is only silent.
+        if !self.orphan(who).is_some_and(|keeper| keeper.mourned) {
+            return;
+        }
+        match order {
+            Order::Lease { epoch, limits } => {
+                let ack = Report::LeaseAck { epoch: *epoch, kill_at: limits.kill_at };
+                self.after(1_000, Happens::ToAgent { who, event: Box::new(Event::Keeper(ack)) });
+            }
+            Order::Shutdown { .. } => self.hosts[who.host].orphans.retain(|keeper| keeper.life != who.life),
+            _ => {}
+        }
     }
 
     /// The machine is gone, with all its processes, and comes back with other clocks.
@@ -561,6 +683,7 @@ impl World {
         let (boot_ppm, raw_ppm) = (self.chance.pick(&[-2000, 0, 2000]), self.chance.pick(&[-2000, 0, 2000]));
         self.hosts[host].clock = super::clock::Clock::new(t, boot, raw);
         self.hosts[host].clock.drift(t, boot_ppm, raw_ppm);
+        self.hosts[host].orphans.clear();
         if self.hosts[host].keeper.take().is_some() {
             self.restart_later(host);
         }

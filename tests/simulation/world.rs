@@ -6,7 +6,7 @@
 //! that asks to be woken too late is late, and one that never lets go is caught.
 
 use super::chance::Chance;
-use super::clock::{Clock, Ns, RHO_PPM};
+use super::clock::{Clock, Ns, RHO_PPM, SLEW_PPM, has_passed};
 use super::keeper::{Keeper, Tree};
 use super::store::{Condition, Register};
 use crate::core::{
@@ -60,6 +60,10 @@ pub enum Happens {
     TreeGone { tree: usize },
     MustBeGone { tree: usize },
     Excused { tree: usize },
+    Settled { host: usize, life: u32, tree: usize },
+    LostKeeper { who: Who },
+    Buried { who: Who, proven: bool },
+    Forgets { writes: usize },
     Arrives(Box<Call>),
     Store(u64),
     Joined { host: usize, cut: u64 },
@@ -104,6 +108,8 @@ pub struct Host {
     pub supervision: Supervision,
     pub life: u32,
     pub keeper: Option<Keeper>,
+    /// Killed keepers whose agents still live: each answers for its keeper itself.
+    pub orphans: Vec<Keeper>,
     pub asleep_until: Ns,
     /// Its command fails its checks.
     sick: bool,
@@ -130,6 +136,7 @@ struct Weather {
     start_fails: u64,
     unhealthy: u64,
     odd_patience: u64,
+    slewed: u64,
     mischief: Vec<Mischief>,
 }
 
@@ -157,9 +164,11 @@ enum Mischief {
     Drift,
     /// The next success is told as late as may be, and nothing after it.
     LastBreath,
+    /// All but the holder are cut off, and what was written meanwhile is forgotten.
+    Forget,
 }
 
-const ALL_MISCHIEF: [Mischief; 21] = [
+const ALL_MISCHIEF: [Mischief; 22] = [
     Mischief::Freeze,
     Mischief::Down,
     Mischief::Restart,
@@ -181,6 +190,7 @@ const ALL_MISCHIEF: [Mischief; 21] = [
     Mischief::Delete,
     Mischief::Drift,
     Mischief::LastBreath,
+    Mischief::Forget,
 ];
 
 /// What a run was, for those who want to know that enough happened.
@@ -189,9 +199,14 @@ pub struct Tally {
     pub events: u64,
     pub starts: u64,
     pub claims: u64,
+    /// Claims over a holder that never released.
+    pub takeovers: u64,
     pub releases: u64,
     pub mischief: u64,
     pub seconds: u64,
+    /// The longest that nobody was active, after the first start and before the end, as a
+    /// multiple of the longest ttl in hundredths.
+    pub gap: u64,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -199,9 +214,11 @@ impl std::ops::AddAssign for Tally {
         self.events += other.events;
         self.starts += other.starts;
         self.claims += other.claims;
+        self.takeovers += other.takeovers;
         self.releases += other.releases;
         self.mischief += other.mischief;
         self.seconds += other.seconds;
+        self.gap = self.gap.max(other.gap);
     }
 }
 
@@ -265,6 +282,8 @@ pub struct World {
     longest: Timing,
     steady_from: Ns,
     ending: bool,
+    /// Since when nobody is active.
+    pub idle_since: Option<Ns>,
     broken: Option<(Promise, String)>,
     trace: Trace,
     lines: VecDeque<String>,
@@ -303,6 +322,7 @@ impl World {
                 },
                 life: 0,
                 keeper: None,
+                orphans: Vec::new(),
                 asleep_until: 0,
                 sick: false,
                 cut: (false, false),
@@ -325,6 +345,7 @@ impl World {
             start_fails: likely(150, 200),
             unhealthy: likely(250, 80),
             odd_patience: likely(200, 300),
+            slewed: likely(400, 1000),
             mischief: Vec::new(),
         };
         weather.mischief = ALL_MISCHIEF.into_iter().filter(|_| chance.permille(350)).collect();
@@ -374,6 +395,7 @@ impl World {
             longest,
             steady_from: 0,
             ending: false,
+            idle_since: None,
             broken: None,
             trace,
             lines: VecDeque::new(),
@@ -385,8 +407,7 @@ impl World {
 
     fn begin(&mut self) {
         for host in 0..self.hosts.len() {
-            let (boot, raw) = (self.drift(), self.drift());
-            self.hosts[host].clock.drift(0, boot, raw);
+            self.drifts(host);
             let at = self.chance.up_to(self.longest.ttl);
             self.at(at, Happens::KeeperStarts { host });
         }
@@ -401,6 +422,15 @@ impl World {
     fn drift(&mut self) -> i64 {
         let any = self.chance.between(0, 2 * RHO_PPM as u64) as i64 - RHO_PPM;
         self.chance.pick(&[-RHO_PPM, RHO_PPM, 0, any])
+    }
+
+    /// Other rates for both clocks of a host, for as long as nobody changes them.
+    fn drifts(&mut self, host: usize) {
+        let (mut boot, raw, t) = (self.drift(), self.drift(), self.t);
+        if self.luck(self.weather.slewed) {
+            boot += self.chance.pick(&[-SLEW_PPM, SLEW_PPM]);
+        }
+        self.hosts[host].clock.drift(t, boot, raw);
     }
 
     /// Runs to the end.
@@ -434,8 +464,10 @@ impl World {
             Happens::AgentWakes { who, .. } | Happens::ToAgent { who, .. } => (who.host, who.life, Some(who.agent)),
             Happens::Answered { call, .. } => (call.who.host, call.who.life, Some(call.who.agent)),
             Happens::ToKeeper { who, .. } | Happens::AgentEnded { who } => (who.host, who.life, None),
+            Happens::LostKeeper { who } | Happens::Buried { who, .. } => (who.host, who.life, None),
             Happens::KeeperWakes { host, life, .. }
             | Happens::Child { host, life, .. }
+            | Happens::Settled { host, life, .. }
             | Happens::AgentStarts { host, life } => (*host, *life, None),
             Happens::KeeperStarts { host } => (*host, u32::MAX, None),
             Happens::LeaderEnds { tree, .. } | Happens::TreeGone { tree } => (self.trees[*tree].host, u32::MAX, None),
@@ -443,9 +475,7 @@ impl World {
         };
         let host = &self.hosts[host];
         let mut until = host.asleep_until;
-        if let Some(keeper) = &host.keeper
-            && keeper.life == life
-        {
+        if let Some(keeper) = host.keeper.iter().chain(&host.orphans).find(|keeper| keeper.life == life) {
             match agent {
                 None => until = until.max(keeper.stopped_until),
                 Some(n) => {
@@ -515,6 +545,10 @@ impl World {
             Happens::MustBeGone { tree } => self.must_be_gone(tree),
             Happens::Excused { tree } => self.no_longer_excused(tree),
             Happens::Arrives(call) => self.arrives(*call),
+            Happens::Settled { host, life, tree } => self.keeper_settles(host, life, tree),
+            Happens::LostKeeper { who } => self.lost_keeper(who),
+            Happens::Buried { who, proven } => self.buried(who, proven),
+            Happens::Forgets { writes } => self.forgets(writes),
             Happens::Store(n) => {
                 if n == self.store_until {
                     self.store_recovers();
@@ -568,7 +602,8 @@ impl World {
     }
 
     pub fn agent(&mut self, who: Who) -> Option<&mut super::keeper::Agent> {
-        let keeper = self.hosts[who.host].keeper.as_mut().filter(|keeper| keeper.life == who.life)?;
+        let host = &mut self.hosts[who.host];
+        let keeper = host.keeper.iter_mut().chain(&mut host.orphans).find(|keeper| keeper.life == who.life)?;
         keeper.agent.as_mut().filter(|agent| agent.n == who.agent)
     }
 
@@ -651,6 +686,10 @@ impl World {
                 }
             }
             Effect::Order(order) => {
+                if self.is_orphan(who) {
+                    self.answer_for_keeper(who, &order);
+                    return;
+                }
                 let delay = self.wire();
                 let Some(keeper) = &mut self.hosts[who.host].keeper else { return };
                 keeper.to_keeper = keeper.to_keeper.max(self.t + delay);
@@ -748,12 +787,14 @@ impl World {
             None => Answer::Look(Ok(Look { sighting: self.store.sighting(t), members: Vec::new() })),
             Some((version, next)) => {
                 let before = self.store.record.as_ref().map_or(0, |record| record.epoch);
+                let held = self.store.record.as_ref().is_some_and(|record| record.holder.is_some());
                 let swap = self.store.swap(t, version, next);
                 if swap == Swap::Done {
                     self.note(|| {
                         let holder = next.holder.as_ref().map_or("nobody", |holder| holder.instance.as_str());
                         format!("store: {holder} epoch {} seq {} token {}", next.epoch, next.seq, next.token)
                     });
+                    self.tally.takeovers += u64::from(held && next.epoch != before);
                     self.changed(call.who, before, next);
                 }
                 Answer::Swap(Ok(swap))
@@ -991,9 +1032,24 @@ impl World {
                 self.until(how_long, Happens::Remade);
             }
             Mischief::LastBreath => self.hosts[host].last_breath = Some(how_long),
+            Mischief::Forget => {
+                // As long as it takes for the others to have seen nothing new for a whole ttl.
+                let least = longest.ttl.mul_f64(1.01).as_nanos() as u64;
+                let how_long = least + self.chance.up_to(longest.ttl * 2);
+                let writes = self.store.writes();
+                let holder = self.store.record.as_ref().and_then(|record| record.holder.as_ref());
+                let holder = holder.map(|holder| holder.node.clone());
+                for host in 0..self.hosts.len() {
+                    if Some(&self.hosts[host].name) != holder.as_ref() {
+                        self.cut_off(host, (true, true), how_long + 1);
+                    }
+                }
+                self.until(how_long, Happens::Forgets { writes });
+            }
             Mischief::Drift => {
-                let (boot, raw, t) = (self.drift(), self.drift(), self.t);
-                self.hosts[host].clock.drift(t, boot, raw);
+                if self.hosts[host].asleep_until <= self.t {
+                    self.drifts(host);
+                }
             }
         }
     }
@@ -1003,6 +1059,14 @@ impl World {
         self.hosts[host].cuts += 1;
         let cut = self.hosts[host].cuts;
         self.until(how_long, Happens::Joined { host, cut });
+    }
+
+    fn forgets(&mut self, writes: usize) {
+        let lost = self.store.writes().saturating_sub(writes);
+        if !self.calm && lost > 0 {
+            self.lenient |= self.mixed;
+            self.promote(lost);
+        }
     }
 
     fn promote(&mut self, lost: usize) {
@@ -1086,6 +1150,9 @@ impl World {
         for host in 0..self.hosts.len() {
             self.hosts[host].cut = (false, false);
             self.hosts[host].sick = false;
+            if self.hosts[host].asleep_until <= self.t {
+                self.drifts(host);
+            }
         }
         let within = self.active_within().as_nanos() as u64;
         self.after(within, Happens::SomebodyIsActive);
@@ -1138,6 +1205,9 @@ impl World {
         if !self.alive.is_empty() {
             self.stalls("a tree outlives its keeper".into());
         }
+        if self.hosts.iter().any(|host| !host.orphans.is_empty()) {
+            self.stalls("an agent outlives its keeper for too long".into());
+        }
         self.heap.clear();
     }
 
@@ -1177,9 +1247,20 @@ impl World {
 
     /// The success of a swap was seen: from its `s` the tree has its time.
     fn confirmed(&mut self, who: Who, asked: crate::core::Boot, next: &Record) {
-        let end = asked.plus(self.hosts[who.host].timing.lifetime(next.ttl));
-        if let Some(keeper) = &mut self.hosts[who.host].keeper {
-            keeper.confirmed = Some((next.epoch, end));
+        // Worked out here anew: the core's own figure is what has to be checked.
+        let rho = RHO_PPM as f64 / 1e6;
+        let end = asked.plus(next.ttl.mul_f64((1.0 - rho) / (1.0 + rho)));
+        let t = self.t;
+        let Some(keeper) = self.hosts[who.host].keeper.as_mut().filter(|keeper| keeper.life == who.life) else {
+            return;
+        };
+        keeper.confirmed = Some((next.epoch, end));
+        // A keeper that is stopped acknowledges nothing: one renewal may be under way or
+        // follow the last acknowledgement, and no other one.
+        keeper.unheard = if keeper.stopped_until > t { keeper.unheard + 1 } else { 0 };
+        if keeper.unheard > 1 {
+            self.breaks(format!("{} goes on renewing for a keeper that does not answer", show(who)));
+            return;
         }
         if let Some(tree) = self.tree_of(who.host, who.life)
             && self.trees[tree].epoch == next.epoch
@@ -1191,7 +1272,7 @@ impl World {
     /// The tree that has to be killed, now that its agent sees a record that is not its lease.
     fn not_ours(&mut self, who: Who, sighting: &crate::core::Sighting) -> Option<usize> {
         let tree = self.tree_of(who.host, who.life)?;
-        let keeper = self.hosts[who.host].keeper.as_ref()?;
+        let keeper = self.hosts[who.host].keeper.as_ref().filter(|keeper| keeper.life == who.life)?;
         let ours = sighting.record.as_ref().is_some_and(|record| {
             record.epoch == self.trees[tree].epoch
                 && record.holder.as_ref().is_some_and(|holder| holder.instance == keeper.instance)
@@ -1218,7 +1299,7 @@ impl World {
     fn no_longer_excused(&mut self, tree: usize) {
         let now = self.hosts[self.trees[tree].host].clock.read(self.t);
         let late = self.trees[tree].gone.is_none() && self.trees[tree].excused_until < self.t;
-        if late && now.has_reached(self.trees[tree].end) {
+        if late && has_passed(now, self.trees[tree].end) {
             let pid = self.trees[tree].pid;
             self.breaks(format!("pid {pid} was not killed at once when its machine went on"));
         }
@@ -1234,7 +1315,7 @@ impl World {
         let now = self.hosts[who.host].clock.read(t);
         let Some(keeper) = &self.hosts[who.host].keeper else { return };
         let instance = keeper.instance.clone();
-        let leased = keeper.confirmed.is_some_and(|(confirmed, end)| confirmed == epoch && !now.has_reached(end));
+        let leased = keeper.confirmed.is_some_and(|(confirmed, end)| confirmed == epoch && !has_passed(now, end));
         if !leased {
             self.breaks(format!("{} starts the command without a confirmed lease of epoch {epoch}", show(who)));
         }
@@ -1257,12 +1338,20 @@ impl World {
             }
         }
         self.last_start = Some((claimed_in, instance, epoch, token));
+        if let Some(since) = self.idle_since.take() {
+            self.tally.gap = self.tally.gap.max((t - since) * 100 / self.longest.ttl.as_nanos() as u64);
+        }
         self.tally.starts += 1;
     }
 
     /// Whether some agents end by themselves here, because they were told to.
     pub fn weather_is_odd(&self) -> bool {
         self.weather.odd_patience > 0
+    }
+
+    /// Whether this agent's keeper is dead.
+    pub fn is_orphan(&self, who: Who) -> bool {
+        self.hosts[who.host].orphans.iter().any(|keeper| keeper.life == who.life)
     }
 
     pub fn start_fails(&mut self) -> bool {

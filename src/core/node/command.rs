@@ -18,7 +18,11 @@ impl Node {
                     self.order(Order::Kill);
                 }
             }
-            Report::StartFailed { stage, errno } => self.start_failed(now, stage, errno),
+            Report::StartFailed { stage, errno } => {
+                // A start that came too late for the lease was refused: no failed try.
+                self.notice_doubt(now);
+                self.start_failed(now, stage, errno);
+            }
             Report::Exited(exit) => {
                 // The keeper acts on a limit by itself: an end after it is not the command's doing.
                 self.notice_doubt(now);
@@ -28,7 +32,6 @@ impl Node {
                 self.tell(level, format!("the command {exit}"));
             }
             Report::Gone => {
-                // A start that came too late for the lease was refused: no failed try.
                 self.notice_doubt(now);
                 self.tree_is_gone(now);
             }

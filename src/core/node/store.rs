@@ -43,7 +43,11 @@ impl Node {
         };
         self.generation = Some(generation.clone());
         let s = if self.is_flawed(Flaw::CountFromReply) { now } else { call.asked };
-        let limits = timing.limits(s, record.ttl);
+        let ttl = match self.flaw() {
+            Some(Flaw::ForgetClockError) => timing.patience(record.ttl),
+            _ => record.ttl,
+        };
+        let limits = timing.limits(s, ttl);
         self.write_at = if self.finish.is_some() { now } else { call.asked.plus(timing.renew) };
         match call.kind {
             Kind::Claim => {
@@ -303,7 +307,7 @@ impl Node {
             Some(held) => {
                 let known = held.record.is_some();
                 // No acknowledgement of the last limits, no next renewal.
-                if now.has_reached(self.write_at) && self.unacked.is_none() {
+                if now.has_reached(self.write_at) && self.is_heard() {
                     if known { self.renew(now) } else { self.look(now) }
                 }
             }
@@ -401,13 +405,18 @@ impl Node {
         }
     }
 
+    /// Whether the keeper has acknowledged the last limits.
+    fn is_heard(&self) -> bool {
+        self.unacked.is_none() || self.is_flawed(Flaw::RenewUnheard)
+    }
+
     pub(super) fn store_due_in(&self, now: Boot) -> Option<Duration> {
         self.setup.timing?;
         if self.finish.is_some() {
             return Some(now.until(self.write_at)).filter(|d| !d.is_zero());
         }
         match &self.held {
-            Some(_) if self.unacked.is_some() => None,
+            Some(_) if !self.is_heard() => None,
             Some(_) => Some(now.until(self.write_at)),
             None if self.asked_to_stop => None,
             None => Some(now.until(self.next_look).min(self.claim_due_in(now))),
@@ -476,6 +485,7 @@ fn is_ours(record: &Record, me: &Holder, epoch: u64, flaw: Option<Flaw>) -> bool
     let Some(holder) = &record.holder else { return false };
     match flaw {
         Some(Flaw::RenewByName) => holder.node == me.node,
+        Some(Flaw::AnyEpoch) => holder.instance == me.instance,
         _ => holder.instance == me.instance && record.epoch == epoch,
     }
 }
