@@ -7,10 +7,13 @@ mod bed;
 
 mod bed_works;
 mod cli_config;
+mod flat;
 mod health;
 mod keeper_agent;
 mod lease_file;
 mod lease_postgres;
 mod partitions;
 mod postgres_failover;
+mod service_manager;
 mod single_host;
+mod terminal;
