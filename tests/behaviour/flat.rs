@@ -7,20 +7,21 @@ use std::fs;
 /// What a process holds.
 #[derive(Clone, Copy, Debug)]
 struct Held {
-    /// Private memory, KiB.
+    /// Memory of its own, KiB.
     memory: u64,
     descriptors: usize,
     threads: usize,
 }
 
 fn held(pid: i32) -> Held {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    // (What is private of it changes while a child is being forked.)
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let of = |key: &str| -> u64 {
-        let line = rollup.lines().find(|l| l.starts_with(key)).unwrap_or_default();
+        let line = status.lines().find(|l| l.starts_with(key)).unwrap_or_default();
         line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
     };
     let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
-    Held { memory: of("Private_Dirty:"), descriptors: count("fd"), threads: count("task") }
+    Held { memory: of("RssAnon:"), descriptors: count("fd"), threads: count("task") }
 }
 
 #[track_caller]

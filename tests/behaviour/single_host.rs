@@ -234,7 +234,11 @@ fn a_disk_that_fills_up_under_the_log_delays_nothing_and_what_was_dropped_is_tol
     bed.wait_active(&node, s(8.0));
     // The mount is in the node's own namespace; its root leads there.
     let seen = std::path::PathBuf::from(format!("/proc/{}/root{}", node.keeper(), file.display()));
-    wait_until(s(20.0), "a full disk", || fs::write(seen.with_file_name("filler"), [b'x'; 4096]).is_err());
+    let filler = || fs::OpenOptions::new().create(true).append(true).open(seen.with_file_name("filler"));
+    wait_until(s(20.0), "a full disk", || {
+        use std::io::Write;
+        filler().and_then(|mut f| f.write_all(&[b'x'; 4096])).is_err()
+    });
     std::thread::sleep(s(1.0));
     for _ in 0..2 {
         let leader = node.leader().unwrap();

@@ -385,7 +385,8 @@ impl Node {
         // by their arguments, and the leader leads a group.
         let orphan = |pid: i32| {
             let words = process::arguments(pid);
-            words.iter().any(|w| w == "--role") || words == ["sleep", "600"]
+            // One that is dying has no arguments any more.
+            words.is_empty() || words.iter().any(|w| w == "--role") || words == ["sleep", "600"]
         };
         // Between fork and exec an agent still looks like its keeper.
         let born = process::arguments(self.keeper());
@@ -398,9 +399,8 @@ impl Node {
 
     /// Everything of the command that lives.
     pub fn tree(&self) -> Tree {
-        let (keeper, agent) = (self.keeper(), self.agent());
-        let wrapper = self.child.id() as i32;
-        Tree::of(process::marked(&self.dir).into_iter().filter(|p| *p != keeper && Some(*p) != agent && *p != wrapper))
+        let ours = [self.keeper(), self.child.id() as i32];
+        Tree::of(process::marked(&self.dir).into_iter().filter(|p| !ours.contains(p) && !is_agent(*p)))
     }
 
     /// Everything of this node that lives, keeper and agent included.
