@@ -24,7 +24,7 @@ impl Node {
                 self.notice_doubt(now);
                 let by_itself = !matches!(self.command.life, Life::Ending { .. });
                 self.command.exited(exit);
-                let level = if by_itself { Level::Warn } else { Level::Info };
+                let level = if by_itself && exit != Exit::Code(0) { Level::Warn } else { Level::Info };
                 self.tell(level, format!("the command {exit}"));
             }
             Report::Gone => {
