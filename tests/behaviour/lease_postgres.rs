@@ -25,6 +25,7 @@ fn of_twenty_simultaneous_starts_on_an_empty_database_one_runs_the_command() {
     let mut nodes: Vec<Node> = (0..20).map(|i| bed.node(&format!("n{i}")).store(&pg.url()).ttl("5s").start()).collect();
     bed.wait_any_active(&nodes, s(30.0));
     stays(s(4.0), "only one runs", || nodes.iter().filter(|n| n.leader().is_some()).count() == 1);
+    assert_eq!(bed.beats().lives().len(), 1, "started once");
     nodes.iter().for_each(|n| n.signal(Signal::SIGTERM));
     nodes.iter_mut().for_each(|n| assert_eq!(n.wait_end(s(30.0)), 0));
     bed.prove(&nodes.iter().collect::<Vec<_>>());

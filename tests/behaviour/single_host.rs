@@ -130,6 +130,16 @@ fn a_directory_that_is_not_there_is_told_as_such() {
 }
 
 #[test]
+fn a_user_that_it_cannot_become_is_told_as_such() {
+    let bed = Bed::new("no-user");
+    let spec = bed.node("a").set("process", "user = \"root\"").set("restart", "when = \"never\"");
+    let mut node = spec.unprivileged().start();
+    assert_eq!(node.wait_end(s(5.0)), 78, "known before anything is started");
+    assert!(node.log().contains("process.user") && node.log().contains("only root"), "{}", node.log());
+    assert!(bed.beats().is_empty());
+}
+
+#[test]
 fn a_success_is_not_restarted_on_failure_and_a_failure_is() {
     let bed = Bed::new("on-failure");
     let mut good = bed.node("a").shell("exit 0").set("restart", "when = \"on-failure\"").start();

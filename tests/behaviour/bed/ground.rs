@@ -83,15 +83,20 @@ pub fn remove_cgroups_of(keeper: u32, born: u64, logged: Option<&Path>) {
 }
 
 /// Where cgroup v2 is mounted: on hybrid machines not at /sys/fs/cgroup.
-pub fn unified() -> PathBuf {
+pub fn cgroup_mount() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let of = |line: &str| {
         let words: Vec<&str> = line.split(' ').collect();
         (words.get(2) == Some(&"cgroup2")).then(|| PathBuf::from(words[1]))
     };
+    mounts.lines().find_map(of).unwrap_or_default()
+}
+
+/// Our own cgroup v2.
+pub fn unified() -> PathBuf {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let own = own.lines().find_map(|l| l.strip_prefix("0::/")).unwrap_or_default().to_owned();
-    mounts.lines().find_map(of).unwrap_or_default().join(own)
+    cgroup_mount().join(own)
 }
 
 /// Kills what is in a cgroup, and removes it with all that are below.

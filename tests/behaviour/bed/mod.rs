@@ -18,7 +18,7 @@ mod process;
 
 pub use beats::{Beats, Deadlines, boot_now, check, renewal_gaps};
 pub use endpoint::{Endpoint, Manner};
-pub use ground::{MARK, free_port};
+pub use ground::{MARK, cgroup_mount, free_port};
 pub use lab::Lab;
 pub use manager::Manager;
 pub use node::{Node, NodeSpec, beater, binary, locum, locum_in};
