@@ -24,11 +24,11 @@ fn without_a_store_the_command_goes_on_while_agents_come_and_go() {
 
 /// One agent dies or hangs: neither the command nor its epoch notices.
 fn one_agent_ends(bed: &Bed, node: &mut Node, how: Signal) {
-    bed.wait_active(node, s(10.0));
+    bed.wait_active(node, s(20.0));
     let (leader, agent) = (node.leader(), node.wait_agent());
     signal(agent, how);
     wait_until(s(5.0), "a fresh agent", || node.agent().is_some_and(|a| a != agent));
-    stays(s(4.0), "the same leader runs", || node.leader() == leader);
+    stays(s(5.0), "the same leader runs", || node.leader() == leader);
     assert_eq!(node.stop(), 0);
     assert_eq!(bed.beats().lives().len(), 1);
     bed.prove(&[node]);
@@ -52,7 +52,7 @@ fn an_agent_that_hangs_once_is_replaced_in_time_to_renew() {
 fn an_agent_that_dies_once_on_postgres_is_replaced_in_time_to_renew() {
     let bed = Bed::new("agent-dies-pg");
     let pg = Postgres::start(&bed);
-    let mut node = bed.node("a").store(&pg.url()).ttl("3s").start();
+    let mut node = bed.node("a").store(&pg.url()).ttl("6s").start(); // a fresh agent makes a fresh connection within a tenth of it
     one_agent_ends(&bed, &mut node, Signal::SIGKILL);
 }
 
@@ -60,7 +60,7 @@ fn an_agent_that_dies_once_on_postgres_is_replaced_in_time_to_renew() {
 fn an_agent_that_hangs_once_on_postgres_is_replaced_in_time_to_renew() {
     let bed = Bed::new("agent-hangs-pg");
     let pg = Postgres::start(&bed);
-    let mut node = bed.node("a").store(&pg.url()).ttl("3s").start();
+    let mut node = bed.node("a").store(&pg.url()).ttl("6s").start(); // a fresh agent makes a fresh connection within a tenth of it
     one_agent_ends(&bed, &mut node, Signal::SIGSTOP);
 }
 

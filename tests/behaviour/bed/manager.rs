@@ -74,6 +74,8 @@ impl Manager {
                 }
                 let hung = watchdog.is_some_and(|limit| fed.elapsed() > limit);
                 if hung || !super::alive(main) {
+                    let why = if hung { "its watchdog was not fed" } else { "its main process ended" };
+                    eprintln!("the unit of {main} is ended: {why}");
                     let _ = fs::write(cgroup.join("cgroup.kill"), "1");
                     return;
                 }
