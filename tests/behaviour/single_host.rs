@@ -284,9 +284,14 @@ fn hup_reopens_the_log_and_leaves_the_command_alone() {
 #[test]
 fn nothing_is_logged_per_cycle_at_info() {
     let bed = Bed::new("quiet");
-    let mut node =
-        bed.node("a").set("", "cycle = \"50ms\"").set("log", "level = \"info\"").store(&bed.file_store()).start();
-    bed.wait_active(&node, s(8.0));
+    let mut node = bed
+        .node("a")
+        .set("", "cycle = \"200ms\"")
+        .set("log", "level = \"info\"")
+        .store(&bed.file_store())
+        .ttl("4s")
+        .start();
+    bed.wait_active(&node, s(15.0));
     std::thread::sleep(s(1.0));
     let before = node.log().lines().count();
     std::thread::sleep(s(2.0));
