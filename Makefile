@@ -19,14 +19,14 @@ FIRST   = 0
 # Which tests `make behaviour` runs: a part of their names.
 T       =
 
-.PHONY: help all demo test behaviour soak bench install uninstall clean
+.PHONY: help all demo test behaviour soak systemd bench install uninstall clean
 
 help:
 	@echo 'make all        build the release binary'
 	@echo 'make demo       build, then show the main job in 20 seconds, without any server'
 	@echo 'make test       formatting, lints, documentation, every test (installs what they need)'
 	@echo 'make behaviour  the tests through the binary alone; T=name picks some'
-	@echo 'make soak       the long simulation: SEEDS=$(SEEDS) FIRST=$(FIRST)'
+	@echo 'make soak       the long simulation (SEEDS=$(SEEDS) FIRST=$(FIRST)), 300 agents, a real systemd'
 	@echo 'make bench      figures, ours beside other tools (installs them)'
 	@echo 'make install    to $$(DESTDIR)$$(PREFIX): binary, manual pages, unit, examples'
 	@echo 'make clean      remove what was built'
@@ -54,6 +54,14 @@ behaviour:
 soak:
 	LOCUM_SIM_RUNS=$(SEEDS) LOCUM_SIM_FIRST=$(FIRST) \
 	$(CARGO) test --locked --quiet --test simulation -- --nocapture many_bad_days
+	BED_TIMES=300 $(CARGO) test --locked --test behaviour -- --test-threads=$(JOBS) flat
+	$(MAKE) systemd
+
+# The shipped unit under a real systemd: needs root, and makes a Debian root once.
+systemd:
+	tests/setup.sh systemd
+	$(CARGO) build --locked --quiet --profile test --bin locum --example beater
+	tests/systemd.sh target/debug/locum target/debug/examples/beater
 
 bench:
 	tests/setup.sh

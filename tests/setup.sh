@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the tests need, from the distribution's own packages. Safe to run
 # again at any time: it looks first, and does nothing when everything is there.
+# With the argument `systemd` also what tests/systemd.sh needs: a Debian root to boot.
 #
 # What it must never do: leave a database server of the distribution running, or
 # stop one that was there before.
@@ -24,7 +25,7 @@ missing() { # program package …: the packages whose program is not there
 }
 
 want=$(missing ip iproute2 nft nftables openssl openssl pgbouncer pgbouncer python3 python3 \
-    mandoc mandoc ps procps setpriv util-linux nsenter util-linux cc gcc)
+    mandoc mandoc ps procps setpriv util-linux nsenter util-linux script bsdutils bindfs bindfs cc gcc)
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || want="$want faketime"
 if [ -z "$(pg_bin)" ] || ! have psql; then
     # Debian 12 has 15; elsewhere the release's own.
@@ -34,7 +35,29 @@ if [ -z "$(pg_bin)" ] || ! have psql; then
         want="$want postgresql postgresql-client"
     fi
 fi
-[ -n "${want% }" ] || exit 0
+[ "${1:-}" != systemd ] ||
+    want="$want$(missing systemd-nspawn systemd-container debootstrap debootstrap)"
+
+root=${LOCUM_TEST_ROOT:-/var/cache/locum-bed/root}
+make_root() {
+    [ "${1:-}" = systemd ] && [ ! -e "$root/sbin/init" ] || return 0
+    say "making a Debian root in $root"
+    [ "$(id -u)" = 0 ] || { say "please run as root"; return 77; }
+    # The mirror that this machine uses already.
+    mirror=$(apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
+        awk '$1 == "bookworm" { print $2; exit }')
+    mkdir -p "$root" && chmod 755 "${root%/*}" "$root"
+    log=$(mktemp)
+    PATH="$PATH:/usr/sbin:/sbin" debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,procps \
+        bookworm "$root.new" ${mirror:+"$mirror"} >"$log" 2>&1 || {
+        say "cannot make the root:"; tail -5 "$log" >&2; rm -rf "$root.new" "$log"; return 69
+    }
+    echo testhost >"$root.new/etc/hostname"
+    : >"$root.new/etc/machine-id" # a fresh one at each boot
+    rm -rf "$root.new"/var/cache/apt/archives/*.deb "$root.new"/var/lib/apt/lists/* "$root" "$log"
+    mv "$root.new" "$root"
+}
+[ -n "${want% }" ] || { make_root "${1:-}"; exit; }
 
 if ! have apt-get; then
     say "please install: $want(this is not a Debian-like system, so that cannot be done here)"
@@ -78,4 +101,5 @@ if [ "$bouncer_was" = no ] && [ -x /etc/init.d/pgbouncer ]; then
 fi
 [ -z "$made" ] || say "wrote $made, so that no database server runs by itself"
 [ -n "$(pg_bin)" ] || { say "there is still no PostgreSQL server under /usr/lib/postgresql"; exit 69; }
+make_root "${1:-}"
 say "done"

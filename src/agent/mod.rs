@@ -124,10 +124,11 @@ impl<'a> Agent<'a> {
             })?),
             None => None,
         };
-        // Only the first agent of a keeper makes what is missing in the store: one that is
-        // started over a running service must not make a record that somebody deleted.
+        // What is missing in the store is made at the start only: once an agent of this
+        // keeper has seen the record, one that somebody deleted must not be made anew. (The
+        // first agent may have died before it came to that.)
         let preparing = match &config.lease {
-            Some(lease) if snapshot.agents == 0 => {
+            Some(lease) if snapshot.epoch == 0 && node.generation().is_none() => {
                 let done = inbox.sender();
                 store::prepare(&config.service, lease, move |news| done.send(News::Prepared(news)));
                 true

@@ -168,6 +168,14 @@ impl Timing {
         self.renew + 2 * self.store_timeout + self.stop_timeout + self.kill_margin + self.slack() + self.post_stop
     }
 
+    /// How long an agent may say nothing before it is replaced: one and a half renewal
+    /// cycles. Where the budget has room (a short cycle under a long lease) it is more: an
+    /// agent that only waits for a processor must not be killed over and over.
+    pub fn silence(&self) -> Duration {
+        let room = self.lifetime(self.ttl).saturating_sub(self.need() - self.renew);
+        (self.renew * 3 / 2).max((room / 2).min(Duration::from_millis(250)))
+    }
+
     /// The longest WATCHDOG interval of a service manager that leaves the budget
     /// whole: `D − P − 2Q − κ − j`.
     pub fn longest_watchdog(&self) -> Duration {

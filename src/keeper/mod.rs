@@ -138,7 +138,7 @@ impl Keeper {
         let original_oom_score = lower_oom_score();
         let tree = CommandTree::prepare(config, &instance, original_oom_score, cgroup.ok());
         let tree = tree.map_err(step("prepare the command"))?;
-        let silence = config.lease.as_ref().map_or(Duration::from_secs(45), |l| l.timing.renew * 3 / 2);
+        let silence = config.lease.as_ref().map_or(Duration::from_secs(45), |l| l.timing.silence());
         let agents = Agents::prepare(config, prepared.agent, tree.cgroup(), silence);
         let agents = agents.map_err(step("prepare the agent"))?;
 

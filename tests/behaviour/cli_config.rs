@@ -297,9 +297,32 @@ fn a_level_per_module_is_obeyed() {
     bed.wait_active(&quiet, s(5.0));
     quiet.stop();
     assert_eq!(quiet.log(), "");
+    let mut partly = bed.node("b").set("log", "level = \"error\"").set("log.modules", "agent = \"debug\"").start();
+    partly.wait_log("DEBUG", s(5.0));
+    partly.stop();
+    assert!(partly.log().lines().all(|l| l.contains("locum::agent") || l.contains("INFO")), "{}", partly.log());
     let bad = check(&bed, &format!("{GOOD}[log]\nlevel = \"loud\"\n")).0;
     assert_eq!(code(&bad), 78);
     assert!(text(&bad).contains("loud") && text(&bad).contains("debug"));
+}
+
+#[test]
+fn check_says_which_failures_this_host_survives() {
+    let bed = Bed::new("containment");
+    let file = bed.node("a").store(&bed.file_store()).write();
+    let row = |out: &Output, of: &str| text(out).lines().find(|l| l.contains(of)).unwrap_or_default().to_owned();
+    let with = locum(&["check", "-c", file.to_str().unwrap()]);
+    assert!(row(&with, "the keeper is killed or stopped").contains("yes"), "{}", text(&with));
+    let without = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", r#"umount -l "$0" && exec "$@""#])
+        .arg(crate::bed::cgroup_mount())
+        .arg(crate::bed::binary())
+        .args(["check", "-c"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(row(&without, "the keeper is killed or stopped").contains("no cgroup v2"), "{}", text(&without));
+    assert!(row(&with, "both at once").contains("service manager"), "{}", text(&with));
 }
 
 #[test]

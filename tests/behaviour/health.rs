@@ -1,7 +1,7 @@
 //! The health check: what counts as ready and as failing, and that a bad endpoint
 //! delays nothing and costs nothing.
 
-use crate::bed::{Bed, Endpoint, Manner, Node, NodeSpec, free_port, s, stays, wait_until};
+use crate::bed::{Bed, Endpoint, Manner, Node, NodeSpec, free_port, renewal_gaps, s, stays, wait_until};
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -36,6 +36,7 @@ fn a_503_during_the_start_is_not_ready_yet_and_no_failure() {
     let endpoint = Endpoint::start(Manner::Status(503));
     let mut node = watched(&bed, &endpoint.url()).set("health", "start_timeout = \"30s\"").start();
     wait_until(s(5.0), "starting", || is(&node, "starting"));
+    bed.wait_active(&node, s(5.0));
     stays(s(2.5), "it is left alone", || bed.beats().lives().len() == 1 && !is(&node, "failing"));
     endpoint.turn(Manner::Status(200));
     wait_until(s(3.0), "healthy", || is(&node, "healthy"));
@@ -128,6 +129,26 @@ fn whatever_the_endpoint_does_the_verdict_comes_in_time_memory_is_flat_and_the_r
         assert!(after < before + 8192, "{manner:?}: {before} KiB became {after} KiB");
         endpoint.turn(Manner::Status(200));
         wait_until(s(3.0), "healthy again", || is(&node, "healthy"));
+        node.stop();
+        bed.prove(&[&node]);
+    }
+}
+
+#[test]
+fn a_renewal_does_not_wait_for_a_hostile_endpoint() {
+    for manner in [Manner::Silent, Manner::Trickling, Manner::EndlessHeaders] {
+        let bed = Bed::new("hostile");
+        let endpoint = Endpoint::start(manner);
+        // Each probe takes 2 s; a renewal is due each 200 ms, and a call may take 400 ms.
+        let spec = watched(&bed, &endpoint.url()).store(&bed.file_store()).ttl("4s");
+        let spec = spec.set("health", "start_timeout = \"60s\"").set("health", "timeout = \"60s\"");
+        let spec = spec.set("health", "request_timeout = \"2s\"");
+        let mut node = spec.start();
+        bed.wait_active(&node, s(10.0));
+        std::thread::sleep(s(5.0));
+        let longest = renewal_gaps(&node.log()).into_iter().max().unwrap();
+        assert!(longest < s(0.6), "{manner:?}: {longest:?} between two renewals");
+        assert!(endpoint.asked() >= 2);
         node.stop();
         bed.prove(&[&node]);
     }

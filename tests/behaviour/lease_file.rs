@@ -1,6 +1,6 @@
 //! Several instances on one machine share a file.
 
-use crate::bed::{Bed, Node, s, stays, wait_until};
+use crate::bed::{Bed, Node, boot_now, locum, s, stays, wait_until};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::time::Instant;
@@ -24,6 +24,7 @@ fn of_twenty_simultaneous_starts_one_runs_the_command() {
     let mut nodes: Vec<Node> = (0..20).map(|i| bed.node(&format!("n{i}")).store(&store).ttl("4s").start()).collect();
     let active = bed.wait_any_active(&nodes, s(20.0));
     stays(s(4.0), "only one runs", || nodes.iter().filter(|n| n.leader().is_some()).count() == 1);
+    assert_eq!(bed.beats().lives().len(), 1, "started once");
     assert!(bed.runs(&nodes[active]));
     nodes.iter().for_each(|n| n.signal(Signal::SIGTERM));
     nodes.iter_mut().for_each(|n| assert_eq!(n.wait_end(s(20.0)), 0));
@@ -244,6 +245,43 @@ fn a_store_that_cannot_be_written_at_the_start_says_so() {
     let code = a.wait_end(s(10.0));
     assert!([69, 77, 78].contains(&code), "exit code {code}: {}", a.log());
     assert!(a.log().contains("/proc/no/such"), "{}", a.log());
+}
+
+#[test]
+fn a_file_system_that_other_hosts_may_share_is_refused_with_the_reason() {
+    let bed = Bed::new("shared-disk");
+    // Whatever is behind it (sshfs, GlusterFS, a bucket): the kernel calls it FUSE.
+    let mut a = bed
+        .node("a")
+        .on_fuse(&bed.dir().join("fuse"))
+        .store(&format!("file:{}/fuse/record", bed.dir().display()))
+        .start();
+    assert_eq!(a.wait_end(s(10.0)), 78, "{}", a.log());
+    assert!(a.log().contains("FUSE") && a.log().contains("local file system"), "{}", a.log());
+    assert!(bed.beats().is_empty());
+}
+
+#[test]
+fn a_crashed_holder_is_replaced_within_what_check_prints() {
+    let bed = Bed::new("crash-check");
+    let store = bed.file_store();
+    let mut a = bed.node("a").store(&store).start();
+    let printed = locum(&["check", "-c", a.config().to_str().unwrap(), "--json"]).stdout;
+    let printed: serde_json::Value = serde_json::from_slice(&printed).unwrap();
+    let (from, to) =
+        (printed["timing"]["takeover_from"].as_f64().unwrap(), printed["timing"]["takeover_to"].as_f64().unwrap());
+    bed.wait_active(&a, s(8.0));
+    let mut b = bed.node("b").store(&store).start();
+    b.wait_agent();
+    std::thread::sleep(s(1.0));
+    let crashed = boot_now();
+    a.crash();
+    bed.wait_active(&b, s(8.0));
+    let took = (bed.beats().lives()[1].first - crashed) as f64 / 1e9;
+    // Half a second for what else this machine does.
+    assert!(took >= from - 0.05 && took <= to + 0.5, "{took:.2} s, and check says {from} to {to} s");
+    b.stop();
+    bed.prove(&[&a, &b]);
 }
 
 #[test]

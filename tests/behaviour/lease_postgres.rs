@@ -1,6 +1,9 @@
 //! Real nodes on a real PostgreSQL, with TLS and scram: outages, hangs, rights, load.
 
-use crate::bed::{Bed, Node, PASSWORD, Pooler, Postgres, Server, Tree, locum, s, signal, stays, wait_until};
+use crate::bed::{
+    Bed, Node, PASSWORD, Pooler, Postgres, Server, Tree, arguments, boot_now, environment, locum, s, signal, stays,
+    wait_until,
+};
 use nix::sys::signal::Signal;
 use std::io::Write;
 use std::time::Instant;
@@ -22,6 +25,7 @@ fn of_twenty_simultaneous_starts_on_an_empty_database_one_runs_the_command() {
     let mut nodes: Vec<Node> = (0..20).map(|i| bed.node(&format!("n{i}")).store(&pg.url()).ttl("5s").start()).collect();
     bed.wait_any_active(&nodes, s(30.0));
     stays(s(4.0), "only one runs", || nodes.iter().filter(|n| n.leader().is_some()).count() == 1);
+    assert_eq!(bed.beats().lives().len(), 1, "started once");
     nodes.iter().for_each(|n| n.signal(Signal::SIGTERM));
     nodes.iter_mut().for_each(|n| assert_eq!(n.wait_end(s(30.0)), 0));
     bed.prove(&nodes.iter().collect::<Vec<_>>());
@@ -366,21 +370,81 @@ fn killing_every_process_of_the_holder_one_by_one_makes_no_two() {
 }
 
 #[test]
+fn a_takeover_is_within_what_check_prints() {
+    let bed = Bed::new("pg-crash-check");
+    let pg = Postgres::start(&bed);
+    let (mut a, mut b) = pair(&bed, &pg.url(), "2s");
+    let printed = locum(&["check", "-c", b.config().to_str().unwrap(), "--json"]).stdout;
+    let printed: serde_json::Value = serde_json::from_slice(&printed).unwrap();
+    let to = printed["timing"]["takeover_to"].as_f64().unwrap();
+    let crashed = boot_now();
+    a.crash();
+    bed.wait_active(&b, s(8.0));
+    let took = (bed.beats().lives()[1].first - crashed) as f64 / 1e9;
+    assert!(took <= to + 0.5, "{took:.2} s, and check says at most {to} s"); // this machine is busy
+    b.stop();
+    bed.prove(&[&a, &b]);
+}
+
+#[test]
+fn a_record_that_was_made_now_is_waited_for_and_that_is_told() {
+    let bed = Bed::new("pg-first-wait");
+    let pg = Postgres::start(&bed);
+    let start = Instant::now();
+    let mut a = bed.node("a").store(&pg.url()).ttl("3s").start();
+    bed.wait_active(&a, s(15.0));
+    assert!(start.elapsed() > s(3.0), "it waited only {:?}", start.elapsed());
+    assert!(a.log().contains("waiting one ttl"), "{}", a.log());
+    a.stop();
+    bed.prove(&[&a]);
+}
+
+/// Holds that a secret is nowhere it must not be: the log, `ps`, the command's environment.
+fn is_kept(bed: &Bed, node: &Node, secret: &str) {
+    assert!(!node.log().contains(secret), "the log shows {secret}");
+    for pid in node.everything().living() {
+        assert!(arguments(pid).iter().all(|word| !word.contains(secret)), "ps shows {secret}");
+    }
+    for pid in node.leader().map(|l| bed.beats().pids_of(l)).unwrap_or_default() {
+        assert!(environment(pid).iter().all(|v| !v.contains(secret)), "the command was told {secret}");
+    }
+}
+
+#[test]
 fn secrets_reach_no_log_no_status_no_ps_and_not_the_command() {
     let bed = Bed::new("pg-secrets");
     let pg = Postgres::start(&bed);
-    let mut a = bed.node("a").store(&pg.url()).set("log", "level = \"trace\"").env("PGPASSWORD", PASSWORD).start();
-    bed.wait_active(&a, s(10.0));
-    let status = locum(&["status", "-c", a.config().to_str().unwrap(), "--json"]).stdout;
-    assert!(!String::from_utf8_lossy(&status).contains(PASSWORD));
-    let leader = a.leader().unwrap();
-    assert!(crate::bed::environment(leader).iter().all(|v| !v.contains(PASSWORD)), "the command's environment");
-    for pid in [a.keeper(), a.wait_agent()] {
-        assert!(crate::bed::arguments(pid).iter().all(|v| !v.contains(PASSWORD)), "ps");
+    let bare = pg.url().replace(&format!(":{PASSWORD}"), "");
+    // In the file, in libpq's variable, in our own variable.
+    let in_file = |n: &str| bed.node(n).store(&pg.url());
+    let in_libpq = |n: &str| bed.node(n).store(&bare).env("PGPASSWORD", PASSWORD);
+    let in_ours = |n: &str| bed.node(n).store(&bare).env("LOCUM_LEASE_STORE", &pg.url());
+    for (name, spec) in [("file", in_file("file")), ("libpq", in_libpq("libpq")), ("ours", in_ours("ours"))] {
+        let mut a = spec.set("log", "level = \"trace\"").start();
+        bed.wait_active(&a, s(12.0));
+        let status = a.wait_status("its leader", s(5.0), |v| v["local"]["pid"].is_i64());
+        assert!(!status.to_string().contains(PASSWORD), "{name}: status");
+        is_kept(&bed, &a, PASSWORD);
+        pg.sql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'locum'");
+        std::thread::sleep(s(1.0));
+        is_kept(&bed, &a, PASSWORD);
+        a.stop();
+        is_kept(&bed, &a, PASSWORD);
     }
-    pg.sql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'locum'");
-    std::thread::sleep(s(1.0));
-    a.stop();
-    assert!(!a.log().contains(PASSWORD), "the log");
-    bed.prove(&[&a]);
+}
+
+#[test]
+fn a_wrong_password_is_told_and_never_shown() {
+    let bed = Bed::new("pg-wrong-password");
+    let pg = Postgres::start(&bed);
+    let wrong = "wr0ng-w0rd";
+    let mut a = bed.node("a").store(&pg.url().replace(PASSWORD, wrong)).set("log", "level = \"trace\"").start();
+    a.wait_log("password", s(10.0));
+    is_kept(&bed, &a, wrong);
+    if let Some(status) = a.status() {
+        assert!(!status.to_string().contains(wrong), "{status}");
+    }
+    a.stop_if_running();
+    is_kept(&bed, &a, wrong);
+    assert!(bed.beats().is_empty());
 }

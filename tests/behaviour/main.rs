@@ -7,6 +7,7 @@ mod bed;
 
 mod bed_works;
 mod cli_config;
+mod flat;
 mod health;
 mod keeper_agent;
 mod lease_file;
@@ -14,4 +15,6 @@ mod lease_postgres;
 mod manual;
 mod partitions;
 mod postgres_failover;
+mod service_manager;
 mod single_host;
+mod terminal;

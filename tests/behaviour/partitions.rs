@@ -1,6 +1,6 @@
 //! Hosts whose network is cut, one way or both, silently.
 
-use crate::bed::{Bed, Lab, Node, Postgres, Server, s, stays, wait_until};
+use crate::bed::{Bed, Lab, MARK, Node, Postgres, Server, renewal_gaps, s, stays, wait_until};
 
 /// Hosts 1 … n run nodes a, b, …; the last host is the database's.
 struct Site {
@@ -101,6 +101,66 @@ fn hosts_cut_from_each_other_but_not_from_the_database_notice_nothing() {
     site.lab.cut(1, 2);
     stays(s(5.0), "the same leader runs", || site.nodes[0].leader() == leader && site.nodes[1].leader().is_none());
     site.end();
+}
+
+/// A name server on host `n` of a lab that hears everything and never answers, and a
+/// resolv.conf that names it.
+fn silent_resolver(bed: &Bed, lab: &Lab, n: usize) -> (std::process::Child, std::path::PathBuf) {
+    let script = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 53))\n\
+                  while True: s.recv(4096)";
+    let mut python = Lab::command(&lab.host(n));
+    let child = python.args(["python3", "-c", script]).env(MARK, bed.dir()).spawn().unwrap();
+    let file = bed.dir().join("resolv.conf");
+    std::fs::write(&file, format!("nameserver {}\n", lab.address(n))).unwrap();
+    (child, file)
+}
+
+fn threads(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn a_name_look_up_that_hangs_is_bounded_for_the_store() {
+    let bed = Bed::new("dns-store");
+    let lab = Lab::new(2);
+    let server = Server { namespace: Some(lab.host(2)), address: Some(lab.address(2)), ..Server::default() };
+    let pg = Postgres::start_as(&bed, server);
+    let (mut dns, file) = silent_resolver(&bed, &lab, 2);
+    // The first of the list cannot be looked up; the second is an address.
+    let url = pg.url().replace('@', "@db.example.net,");
+    let spec = bed.node("a").store(&url).ttl("3s").set("lease", "async_store = \"accept\"");
+    let mut a = spec.on(&lab, 1).with_file_over(&file, "/etc/resolv.conf").start();
+    bed.wait_active(&a, s(20.0));
+    let leader = a.leader();
+    stays(s(8.0), "the same leader runs", || a.leader() == leader);
+    assert!(threads(a.wait_agent()) <= 20, "{} threads", threads(a.wait_agent()));
+    assert_eq!(a.stop(), 0);
+    bed.prove(&[&a]);
+    dns.kill().unwrap();
+    dns.wait().unwrap();
+}
+
+#[test]
+fn a_name_look_up_that_hangs_is_bounded_for_the_health_check() {
+    let bed = Bed::new("dns-health");
+    let lab = Lab::new(2);
+    let (mut dns, file) = silent_resolver(&bed, &lab, 2);
+    let spec = bed.node("a").store(&bed.file_store()).ttl("4s").set("", "cycle = \"200ms\"");
+    let spec = spec.set("health", "url = \"http://app.example.net/\"").set("health", "start_timeout = \"60s\"");
+    let spec = spec.set("health", "request_timeout = \"500ms\"");
+    let mut a = spec.on(&lab, 1).with_file_over(&file, "/etc/resolv.conf").start();
+    bed.wait_active(&a, s(10.0));
+    let (leader, start) = (a.leader(), std::time::Instant::now());
+    a.wait_status("a verdict", s(5.0), |v| v["local"]["health_detail"].as_str().is_some_and(|d| !d.is_empty()));
+    assert!(start.elapsed() < s(4.0), "the verdict took {:?}", start.elapsed());
+    stays(s(8.0), "the same leader runs", || a.leader() == leader);
+    assert!(threads(a.wait_agent()) <= 16, "{} threads", threads(a.wait_agent()));
+    let longest = renewal_gaps(&a.log()).into_iter().max().unwrap();
+    assert!(longest < s(0.6), "{longest:?} between two renewals");
+    assert_eq!(a.stop(), 0);
+    bed.prove(&[&a]);
+    dns.kill().unwrap();
+    dns.wait().unwrap();
 }
 
 #[test]

@@ -112,6 +112,40 @@ fn a_restarted_old_primary_first_in_the_list_is_not_believed() {
 }
 
 #[test]
+fn another_cluster_at_the_same_address_is_refused() {
+    let bed = Bed::new("fo-identity");
+    let mut pg = Postgres::start(&bed);
+    let a = bed.node("a").store(&pg.url()).start();
+    bed.wait_active(&a, s(10.0));
+    let b = bed.node("b").store(&pg.url()).start();
+    b.wait_agent();
+    std::thread::sleep(s(1.0));
+    pg.stop();
+    pg.change_identity();
+    pg.up();
+    wait_until(s(6.0), "nothing to run", || a.leader().is_none() && b.leader().is_none());
+    a.wait_log("system identifier", s(8.0));
+    stays(s(4.0), "nobody runs on another cluster", || a.leader().is_none() && b.leader().is_none());
+    end(&bed, a, b);
+}
+
+#[test]
+fn two_clusters_in_one_list_are_refused() {
+    let bed = Bed::new("fo-two-clusters");
+    let first = Postgres::start(&bed);
+    let mut second = Postgres::start(&bed);
+    second.stop();
+    second.change_identity();
+    second.up();
+    let url = Postgres::url_of(&[&first, &second], "locum");
+    let mut a = bed.node("a").store(&url).set("lease", "async_store = \"accept\"").start();
+    a.wait_log("system identifier", s(8.0));
+    std::thread::sleep(s(3.0));
+    assert!(bed.beats().is_empty(), "{}", a.log());
+    a.stop_if_running();
+}
+
+#[test]
 fn a_lost_standby_makes_commits_hang_and_the_command_stop_in_time() {
     let bed = Bed::new("fo-no-standby");
     let (_first, mut second, url) = servers(&bed);

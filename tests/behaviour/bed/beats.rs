@@ -154,6 +154,17 @@ impl Deadlines {
     }
 }
 
+/// From each renewal of one epoch to the next, by the clock read before each was sent.
+pub fn renewal_gaps(log: &str) -> Vec<Duration> {
+    let limit = |line: &str| -> Option<(u64, u64)> {
+        let words: Vec<&str> = line.split_once("lease limits: epoch ")?.1.split_whitespace().collect();
+        Some((words.first()?.parse().ok()?, words.get(2)?.parse().ok()?))
+    };
+    let ends: Vec<(u64, u64)> = log.lines().filter_map(limit).collect();
+    let gap = |w: &[(u64, u64)]| (w[0].0 == w[1].0).then(|| Duration::from_nanos(w[1].1.saturating_sub(w[0].1)));
+    ends.windows(2).filter_map(gap).collect()
+}
+
 /// Proves that no two trees ever overlapped, that tokens and epochs never decreased in the order
 /// of the starts, and, where deadlines are given, that every tree was gone by its own.
 pub fn check(beats: &Beats, deadlines: Option<&Deadlines>) -> Result<(), String> {

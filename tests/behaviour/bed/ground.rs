@@ -67,6 +67,53 @@ pub fn netns_prefix(pid: &str) -> String {
     format!("lb{pid}-")
 }
 
+/// The name of a cgroup of this run.
+pub fn cgroup_name(which: &str) -> String {
+    format!("bed-{}-{which}", std::process::id())
+}
+
+/// Removes the cgroup that a keeper made for its command, if it is still there.
+pub fn remove_cgroups_of(keeper: u32, born: u64, logged: Option<&Path>) {
+    let suffix = format!("-{keeper}-{born}");
+    let ours = |path: &Path| path.file_name().is_some_and(|n| n.to_string_lossy().ends_with(&suffix));
+    let beside_us = fs::read_dir(unified()).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| ours(p));
+    for path in beside_us.chain(logged.map(Path::to_owned)).filter(|p| p.exists()) {
+        remove_cgroup(&path);
+    }
+}
+
+/// Where cgroup v2 is mounted: on hybrid machines not at /sys/fs/cgroup.
+pub fn cgroup_mount() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let of = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        (words.get(2) == Some(&"cgroup2")).then(|| PathBuf::from(words[1]))
+    };
+    mounts.lines().find_map(of).unwrap_or_default()
+}
+
+/// Our own cgroup v2.
+pub fn unified() -> PathBuf {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|l| l.strip_prefix("0::/")).unwrap_or_default().to_owned();
+    cgroup_mount().join(own)
+}
+
+/// Kills what is in a cgroup, and removes it with all that are below.
+pub fn remove_cgroup(path: &Path) {
+    let _ = fs::write(path.join("cgroup.kill"), "1");
+    for _ in 0..200 {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten().filter(|e| e.path().is_dir()) {
+            let _ = fs::remove_dir(entry.path());
+        }
+        if fs::remove_dir(path).is_ok() || !path.exists() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    eprintln!("cannot remove {}", path.display());
+}
+
 /// A folder of its own for one test.
 pub fn fresh_folder(name: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);

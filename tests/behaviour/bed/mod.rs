@@ -11,17 +11,19 @@ mod beats;
 mod endpoint;
 mod ground;
 mod lab;
+mod manager;
 mod node;
 mod postgres;
 mod process;
 
-pub use beats::{Beats, Deadlines, boot_now, check};
+pub use beats::{Beats, Deadlines, boot_now, check, renewal_gaps};
 pub use endpoint::{Endpoint, Manner};
-pub use ground::{MARK, free_port};
+pub use ground::{MARK, cgroup_mount, free_port};
 pub use lab::Lab;
+pub use manager::Manager;
 pub use node::{Node, NodeSpec, beater, binary, locum, locum_in};
 pub use postgres::{PASSWORD, Pooler, Postgres, Server};
-pub use process::{Tree, alive, arguments, environment, marked, signal};
+pub use process::{Tree, alive, arguments, children as children_of, environment, marked, signal};
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -2,6 +2,7 @@
 
 use super::ground::{self, MARK};
 use super::lab::Lab;
+use super::manager::Manager;
 use super::process::{self, Tree, children};
 use super::{Bed, SERVICE, wait_until};
 use nix::sys::signal::Signal;
@@ -15,11 +16,11 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// The product: `LOCUM_BINARY` (an installed one), else as cargo tells a test; the
+/// The product: `BED_BINARY` (an installed one), else as cargo tells a test; the
 /// benchmark finds it from its own place.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| match (std::env::var_os("LOCUM_BINARY"), option_env!("CARGO_BIN_EXE_locum")) {
+    BINARY.get_or_init(|| match (std::env::var_os("BED_BINARY"), option_env!("CARGO_BIN_EXE_locum")) {
         (Some(path), _) => path.into(),
         (None, Some(path)) => path.into(),
         (None, None) => beside_us().with_file_name("locum"),
@@ -183,6 +184,42 @@ impl NodeSpec {
         self.wrapped(&["unshare", "--mount", "--propagation", "private", "sh", "-c", script, &scratch])
     }
 
+    /// As the main process of a unit; [`Manager::watch`] has to follow.
+    pub fn under(mut self, manager: &Manager) -> NodeSpec {
+        let script = r#"echo 0 >"$0/cgroup.procs" && exec "$@""#;
+        let cgroup = manager.cgroup().display().to_string();
+        self.environment.push(("NOTIFY_SOCKET".into(), manager.socket().display().to_string()));
+        if let Some(limit) = manager.watchdog() {
+            self.environment.push(("WATCHDOG_USEC".into(), limit.as_micros().to_string()));
+        }
+        self.wrapped(&["sh", "-c", script, &cgroup])
+    }
+
+    /// With a file system of its own at this folder: `size` as of tmpfs(5).
+    pub fn with_small_disk(self, at: &Path, size: &str) -> NodeSpec {
+        let script = format!("mount -t tmpfs -o size={size} none \"$0\" && exec \"$@\"");
+        let at = at.display().to_string();
+        self.wrapped(&["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, &at])
+    }
+
+    /// With a FUSE file system at this folder.
+    pub fn on_fuse(self, at: &Path) -> NodeSpec {
+        let below = at.with_extension("below");
+        for dir in [at, &below] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        let script = "bindfs \"$0\" \"$1\" && shift && exec \"$@\"";
+        let (below, at) = (below.display().to_string(), at.display().to_string());
+        self.wrapped(&["unshare", "--mount", "--propagation", "private", "sh", "-c", script, &below, &at])
+    }
+
+    /// With another file in place of one of the machine's, for its eyes only.
+    pub fn with_file_over(self, file: &Path, over: &str) -> NodeSpec {
+        let script = "mount --bind \"$0\" \"$1\" && shift && exec \"$@\"";
+        let file = file.display().to_string();
+        self.wrapped(&["unshare", "--mount", "--propagation", "private", "sh", "-c", script, &file, over])
+    }
+
     /// As the first process of a pid namespace: with it, everything in there ends.
     /// The child is then `unshare`, and the keeper its child.
     pub fn in_pid_namespace(self) -> NodeSpec {
@@ -256,6 +293,7 @@ impl NodeSpec {
             command.stderr(file);
         }
         let child = command.spawn().unwrap_or_else(|e| panic!("cannot run {words:?}: {e}"));
+        let born = process::start_time(child.id() as i32).unwrap_or(0);
         Node {
             name: self.name,
             dir: self.dir,
@@ -264,6 +302,7 @@ impl NodeSpec {
             child,
             indirect: self.wrapper.iter().any(|w| w == "--fork"),
             ended: None,
+            born,
             _stuck: keep_open,
         }
     }
@@ -294,6 +333,7 @@ pub struct Node {
     child: Child,
     indirect: bool,
     ended: Option<ExitStatus>,
+    born: u64,
     _stuck: Option<UnixStream>,
 }
 
@@ -345,7 +385,8 @@ impl Node {
         // by their arguments, and the leader leads a group.
         let orphan = |pid: i32| {
             let words = process::arguments(pid);
-            words.iter().any(|w| w == "--role") || words == ["sleep", "600"]
+            // One that is dying has no arguments any more.
+            words.is_empty() || words.iter().any(|w| w == "--role") || words == ["sleep", "600"]
         };
         // Between fork and exec an agent still looks like its keeper.
         let born = process::arguments(self.keeper());
@@ -358,9 +399,8 @@ impl Node {
 
     /// Everything of the command that lives.
     pub fn tree(&self) -> Tree {
-        let (keeper, agent) = (self.keeper(), self.agent());
-        let wrapper = self.child.id() as i32;
-        Tree::of(process::marked(&self.dir).into_iter().filter(|p| *p != keeper && Some(*p) != agent && *p != wrapper))
+        let ours = [self.keeper(), self.child.id() as i32];
+        Tree::of(process::marked(&self.dir).into_iter().filter(|p| !ours.contains(p) && !is_agent(*p)))
     }
 
     /// Everything of this node that lives, keeper and agent included.
@@ -450,5 +490,9 @@ impl Drop for Node {
         process::kill_marked(&self.dir);
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // A keeper that was killed could not remove it; the next one would. One in a pid
+        // namespace has another pid there.
+        let logged = self.log().lines().find_map(|l| Some(PathBuf::from(l.split_once("the command's cgroup is ")?.1)));
+        ground::remove_cgroups_of(self.child.id(), self.born, logged.as_deref());
     }
 }

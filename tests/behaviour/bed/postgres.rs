@@ -256,6 +256,16 @@ impl Postgres {
         psql
     }
 
+    /// Makes it another cluster: the same data under another system identifier. It has to be stopped.
+    pub fn change_identity(&self) {
+        let control = self.data().join("global/pg_control");
+        let mut bytes = fs::read(&control).unwrap();
+        // The identifier comes first. The checksum is wrong now; pg_resetwal mends it when forced.
+        bytes[..8].iter_mut().for_each(|b| *b ^= 0x15);
+        fs::write(&control, bytes).unwrap();
+        run(as_postgres(None).arg(bin("pg_resetwal")).arg("-f").arg("-D").arg(self.data()));
+    }
+
     /// An orderly stop (`fast`).
     pub fn stop(&mut self) {
         self.end(Signal::SIGINT);

@@ -30,8 +30,21 @@ pub fn alive(pid: i32) -> bool {
     stat(pid).is_some_and(|(state, ..)| state != 'Z' && state != 'X')
 }
 
-/// The children of a process, whichever thread has them.
+/// The children of a process, whichever thread has them. The kernel's list may lack one
+/// while another is reaped (proc(5)), so only one that was read twice the same counts.
 pub fn children(pid: i32) -> Vec<i32> {
+    let mut before = listed_children(pid);
+    for _ in 0..10 {
+        let now = listed_children(pid);
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    before
+}
+
+fn listed_children(pid: i32) -> Vec<i32> {
     let mut all = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
         let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
