@@ -126,13 +126,6 @@ impl Keeper {
         let notify = Notify::from_environment();
         let instance = sys::random_name().map_err(step("draw an instance"))?;
 
-        for (path, outcome) in tree::sweep_left_overs(LEFT_OVERS) {
-            let path = path.display();
-            match outcome {
-                Ok(()) => say::to_stderr(format_args!("removed {path}: its keeper is dead")),
-                Err(e) => say::to_stderr(format_args!("cannot remove {path}, whose keeper is dead: {e}")),
-            }
-        }
         let cgroup = Cgroup::make();
         let cause = cgroup.as_ref().err().map(|e| e.to_string());
         let original_oom_score = lower_oom_score();
@@ -177,9 +170,18 @@ impl Keeper {
             ready: false,
             leave: Leave::Stay,
         };
+        keeper.start_agent(sys::now());
+        // While the agent starts. No order of it is heard before all this is done: nothing
+        // is started beside what an earlier keeper left.
+        for (path, outcome) in tree::sweep_left_overs(LEFT_OVERS) {
+            let path = path.display();
+            match outcome {
+                Ok(()) => say::to_stderr(format_args!("removed {path}: its keeper is dead")),
+                Err(e) => say::to_stderr(format_args!("cannot remove {path}, whose keeper is dead: {e}")),
+            }
+        }
         sys::trim_heap();
         sys::lock_memory();
-        keeper.start_agent(sys::now());
         match (keeper.tree.cgroup(), cause) {
             (Some(cgroup), _) => {
                 keeper.tell(Level::Debug, format_args!("the command's cgroup is {}", cgroup.path().display()));

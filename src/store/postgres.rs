@@ -197,7 +197,11 @@ impl Store for PostgresStore {
         {
             let heard = session.client.notifications().timeout_iter(limit).next();
             match heard {
-                Ok(note) => told = note.is_some(),
+                Ok(note) => {
+                    told = note.is_some();
+                    // It has just been read to its end: no look for a good-bye before the next statement.
+                    self.heard = if told { Instant::now() } else { self.heard };
+                }
                 Err(_) => self.hang_up(),
             }
         }
