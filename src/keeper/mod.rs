@@ -127,12 +127,12 @@ impl Keeper {
         let instance = sys::random_name().map_err(step("draw an instance"))?;
 
         let cgroup = Cgroup::make();
-        let cause = cgroup.as_ref().err().map(|e| e.to_string());
+        let mut cause = cgroup.as_ref().err().map(|e| e.to_string());
         let original_oom_score = lower_oom_score();
         let tree = CommandTree::prepare(config, &instance, original_oom_score, cgroup.ok());
         let tree = tree.map_err(step("prepare the command"))?;
         let silence = config.lease.as_ref().map_or(Duration::from_secs(45), |l| l.timing.renew * 3 / 2);
-        let agents = Agents::prepare(config, prepared.agent, tree.cgroup(), silence);
+        let agents = Agents::prepare(config, prepared.agent.clone(), tree.cgroup(), silence);
         let agents = agents.map_err(step("prepare the agent"))?;
 
         let mut memo = Vec::new();
@@ -170,9 +170,16 @@ impl Keeper {
             ready: false,
             leave: Leave::Stay,
         };
-        keeper.start_agent(sys::now());
-        // While the agent starts. No order of it is heard before all this is done: nothing
-        // is started beside what an earlier keeper left.
+        // The agent's own start takes the longest: what can be done meanwhile is done meanwhile.
+        // It waits for our first word, so nothing is started beside what an earlier keeper left.
+        let _ = keeper.agents.spawn(sys::now());
+        if let Err(error) = keeper.tree.try_cgroup() {
+            // It holds a cgroup that would stay empty: that must never be taken for a proof.
+            keeper.agents.dismiss();
+            let agents = Agents::prepare(config, prepared.agent, None, silence);
+            keeper.agents = agents.map_err(step("prepare the agent"))?;
+            cause = Some(error.to_string());
+        }
         for (path, outcome) in tree::sweep_left_overs(LEFT_OVERS) {
             let path = path.display();
             match outcome {
@@ -182,6 +189,7 @@ impl Keeper {
         }
         sys::trim_heap();
         sys::lock_memory();
+        keeper.start_agent(sys::now());
         match (keeper.tree.cgroup(), cause) {
             (Some(cgroup), _) => {
                 keeper.tell(Level::Debug, format_args!("the command's cgroup is {}", cgroup.path().display()));
