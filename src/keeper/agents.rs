@@ -100,6 +100,10 @@ impl Agents {
         if self.current.is_none() {
             self.spawn(now)?;
         }
+        if let Some(agent) = &mut self.current {
+            // Its silence counts from here: before, it has nothing to answer.
+            agent.heard = now;
+        }
         if let Some(end) = self.end() {
             // One that does not hear it ends, or has ended, and a fresh one follows.
             let _ = end.send_hello(state);
