@@ -214,6 +214,9 @@ struct Failure {
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    if let Some(with_cgroup) = keeper_calls() {
+        return ExitCode::from(agent::run(with_cgroup));
+    }
     let ended = match Line::try_parse() {
         Ok(line) => obey(line.order),
         Err(error) => return ExitCode::from(refused(&error)),
@@ -222,6 +225,18 @@ pub fn main() -> ExitCode {
         complain(&failure.text);
         failure.code
     }))
+}
+
+/// Whether these are the arguments that a keeper starts its agent with, and which: the
+/// command waits for the agent, so it is not to wait for all that a person may have meant.
+fn keeper_calls() -> Option<bool> {
+    let mut words = std::env::args_os().skip(1);
+    let first = words.next().filter(|word| word == "agent");
+    match (first, words.next(), words.next()) {
+        (Some(_), None, None) => Some(false),
+        (Some(_), Some(flag), None) if flag == "--cgroup" => Some(true),
+        _ => None,
+    }
 }
 
 fn obey(order: Order) -> Ended {

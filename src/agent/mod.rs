@@ -49,6 +49,7 @@ enum News {
 
 /// The life of `locum agent`. Returns its exit code.
 pub fn run(with_cgroup: bool) -> u8 {
+    sys::share_heap();
     let inherited = match wire::agent_end(with_cgroup) {
         Ok(inherited) => inherited,
         Err(error) => {
@@ -135,20 +136,12 @@ impl<'a> Agent<'a> {
             }
             _ => false,
         };
-        let asked = inbox.sender();
-        let answer_status = move || {
-            let (answer, wait) = mpsc::sync_channel(1);
-            asked.send(News::Status(answer));
-            wait.recv_timeout(Duration::from_secs(1)).ok()
-        };
-        let control = Control::serve(&config.service, setup::node_name(config), answer_status);
-        let control = control.map_err(|why| warn!("locum status will not see this node: {why}")).ok();
         Ok(Agent {
             config,
             wire,
             keeper,
             keeper_pid,
-            _control: control,
+            _control: None,
             orphaned: false,
             snapshot,
             node,
@@ -165,6 +158,8 @@ impl<'a> Agent<'a> {
 
     fn run(&mut self) -> u8 {
         self.step(Event::Tick);
+        // After the first orders: the command waits for them, and nobody for this.
+        self._control = self.serve_status();
         loop {
             self.give_up_probe();
             while let Some(event) = self.events.pop_front() {
@@ -184,6 +179,17 @@ impl<'a> Agent<'a> {
                 self.step(Event::Tick);
             }
         }
+    }
+
+    fn serve_status(&self) -> Option<Control> {
+        let asked = self.inbox.sender();
+        let answer_status = move || {
+            let (answer, wait) = mpsc::sync_channel(1);
+            asked.send(News::Status(answer));
+            wait.recv_timeout(Duration::from_secs(1)).ok()
+        };
+        let control = Control::serve(&self.config.service, setup::node_name(self.config), answer_status);
+        control.map_err(|why| warn!("locum status will not see this node: {why}")).ok()
     }
 
     /// Waits for the keeper, the threads, or the node's next deadline.

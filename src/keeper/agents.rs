@@ -95,11 +95,26 @@ impl Agents {
         })
     }
 
-    /// Starts an agent and tells it how things stand.
+    /// Starts an agent, unless one was spawned already, and tells it how things stand.
     pub fn start(&mut self, state: &Snapshot, now: Boot) -> io::Result<()> {
+        if self.current.is_none() {
+            self.spawn(now)?;
+        }
+        if let Some(agent) = &mut self.current {
+            // Its silence counts from here: before, it has nothing to answer.
+            agent.heard = now;
+        }
+        if let Some(end) = self.end() {
+            // One that does not hear it ends, or has ended, and a fresh one follows.
+            let _ = end.send_hello(state);
+        }
+        Ok(())
+    }
+
+    /// Starts an agent that does nothing before it is told how things stand.
+    pub fn spawn(&mut self, now: Boot) -> io::Result<()> {
         let (ours, theirs) = End::pair()?;
         let theirs = sys::lift(theirs.as_fd())?;
-        ours.send_hello(state).map_err(io::Error::other)?;
         let first = [theirs.as_fd(), self.config.as_fd()];
         let all;
         let inherit = match &self.cgroup {
@@ -124,6 +139,16 @@ impl Agents {
         self.current =
             Some(Agent { pid: spawned.pid, end: Some(ours), outcome: spawned.outcome, born: now, heard: now });
         Ok(())
+    }
+
+    /// Ends an agent that was spawned and told nothing, so has done nothing.
+    pub fn dismiss(&mut self) {
+        let Some(agent) = self.current.take() else { return };
+        sys::kill(agent.pid, libc::SIGKILL);
+        let give_up = sys::now().plus(DYING);
+        while sys::reap(agent.pid).is_none() && !sys::now().has_reached(give_up) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// The wire to the present agent.

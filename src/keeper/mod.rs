@@ -126,20 +126,13 @@ impl Keeper {
         let notify = Notify::from_environment();
         let instance = sys::random_name().map_err(step("draw an instance"))?;
 
-        for (path, outcome) in tree::sweep_left_overs(LEFT_OVERS) {
-            let path = path.display();
-            match outcome {
-                Ok(()) => say::to_stderr(format_args!("killed what a dead keeper left, and removed {path}")),
-                Err(e) => say::to_stderr(format_args!("cannot remove {path}, which a dead keeper left: {e}")),
-            }
-        }
         let cgroup = Cgroup::make();
-        let cause = cgroup.as_ref().err().map(|e| e.to_string());
+        let mut cause = cgroup.as_ref().err().map(|e| e.to_string());
         let original_oom_score = lower_oom_score();
         let tree = CommandTree::prepare(config, &instance, original_oom_score, cgroup.ok());
         let tree = tree.map_err(step("prepare the command"))?;
         let silence = config.lease.as_ref().map_or(Duration::from_secs(45), |l| l.timing.silence());
-        let agents = Agents::prepare(config, prepared.agent, tree.cgroup(), silence);
+        let agents = Agents::prepare(config, prepared.agent.clone(), tree.cgroup(), silence);
         let agents = agents.map_err(step("prepare the agent"))?;
 
         let mut memo = Vec::new();
@@ -177,6 +170,23 @@ impl Keeper {
             ready: false,
             leave: Leave::Stay,
         };
+        // The agent's own start takes the longest: what can be done meanwhile is done meanwhile.
+        // It waits for our first word, so nothing is started beside what an earlier keeper left.
+        let _ = keeper.agents.spawn(sys::now());
+        if let Err(error) = keeper.tree.try_cgroup() {
+            // It holds a cgroup that would stay empty: that must never be taken for a proof.
+            keeper.agents.dismiss();
+            let agents = Agents::prepare(config, prepared.agent, None, silence);
+            keeper.agents = agents.map_err(step("prepare the agent"))?;
+            cause = Some(error.to_string());
+        }
+        for (path, outcome) in tree::sweep_left_overs(LEFT_OVERS) {
+            let path = path.display();
+            match outcome {
+                Ok(()) => say::to_stderr(format_args!("killed what a dead keeper left, and removed {path}")),
+                Err(e) => say::to_stderr(format_args!("cannot remove {path}, which a dead keeper left: {e}")),
+            }
+        }
         sys::trim_heap();
         sys::lock_memory();
         keeper.start_agent(sys::now());

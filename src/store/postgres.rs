@@ -197,7 +197,11 @@ impl Store for PostgresStore {
         {
             let heard = session.client.notifications().timeout_iter(limit).next();
             match heard {
-                Ok(note) => told = note.is_some(),
+                Ok(note) => {
+                    told = note.is_some();
+                    // It has just been read to its end: no look for a good-bye before the next statement.
+                    self.heard = if told { Instant::now() } else { self.heard };
+                }
                 Err(_) => self.hang_up(),
             }
         }
@@ -332,11 +336,12 @@ const SILENCE: Duration = Duration::from_millis(100);
 
 /// Takes what lies in the socket already: wake-ups that an answer will outdate anyway,
 /// and the server's good-bye, which is better seen before a statement is sent than after.
-/// Only a read that may wait asks the kernel at all, and a millisecond is the shortest wait.
+/// Only a read that may wait asks the kernel at all. The library's timer rounds up to the
+/// next millisecond, and a whole one to two.
 fn read_what_came(client: &mut Client, silence: Duration) -> Result<(), postgres::Error> {
     while client.notifications().iter().next()?.is_some() {}
     if silence >= SILENCE {
-        while client.notifications().timeout_iter(Duration::from_millis(1)).next()?.is_some() {}
+        while client.notifications().timeout_iter(Duration::from_nanos(1)).next()?.is_some() {}
     }
     if client.is_closed() { client.check_connection() } else { Ok(()) }
 }

@@ -30,7 +30,8 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup of the keeper that this process is.
+    /// Makes the cgroup of the keeper that this process is. It is to be tried out before
+    /// anything is started in it: [`Cgroup::try_out`].
     ///
     /// # Errors
     /// Where there is no cgroup v2, no right to make one, or no `cgroup.kill` (Linux < 5.14).
@@ -49,13 +50,20 @@ impl Cgroup {
         let kill = File::options().write(true).open(path.join("cgroup.kill"))?;
         let events = File::open(path.join("cgroup.events"))?;
         let procs = sys::lift(File::options().write(true).open(path.join("cgroup.procs"))?.as_fd())?;
-        let born = Entry::Born(folder.as_fd());
-        let killed = !sys::can_enter(born);
-        if killed && !sys::can_enter(Entry::Moved(procs.as_fd())) {
+        let (kill, events) = (sys::lift(kill.as_fd())?, sys::lift(events.as_fd())?);
+        Ok(Cgroup { path, folder, procs, kill, events, killed: Cell::new(false) })
+    }
+
+    /// Finds out how a child gets into it alive, by trial.
+    ///
+    /// # Errors
+    /// When there is no way in: it is of no use.
+    pub fn try_out(&self) -> io::Result<()> {
+        self.killed.set(!sys::can_enter(Entry::Born(self.folder.as_fd())));
+        if self.killed.get() && !sys::can_enter(Entry::Moved(self.procs.as_fd())) {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "no process can be started in it"));
         }
-        let (kill, events) = (sys::lift(kill.as_fd())?, sys::lift(events.as_fd())?);
-        Ok(Cgroup { path, folder, procs, kill, events, killed: Cell::new(killed) })
+        Ok(())
     }
 
     /// Where it is, for messages.

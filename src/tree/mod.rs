@@ -117,6 +117,18 @@ impl CommandTree {
         self.cgroup.as_ref()
     }
 
+    /// Tries the cgroup out, if there is one; one that is of no use is given up.
+    ///
+    /// # Errors
+    /// Why it was.
+    pub fn try_cgroup(&mut self) -> io::Result<()> {
+        let tried = self.cgroup.as_ref().map_or(Ok(()), Cgroup::try_out);
+        if tried.is_err() {
+            let _ = self.dismantle();
+        }
+        tried
+    }
+
     /// Starts the command. Only to be called when nothing of it is left.
     ///
     /// # Errors

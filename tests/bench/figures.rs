@@ -28,12 +28,12 @@ fn main() {
         ("descendants", "1,000 descendants, half setsid: alive 5 s after stop", descendants),
         ("supervisor-killed", "supervisor killed with -9: command gone after", supervisor_killed),
         ("hand-over", "orderly hand-over: old gone → new first instruction", hand_over),
-        ("takeover", "holder killed with -9, ttl 2 s → new first instruction", takeover),
+        ("takeover", "holder killed with -9 → new first instruction", takeover),
         ("stopped", "lock keeper stopped for ttl + 5 s: two at once for", stopped),
         ("memory", "private dirty memory of all its processes", memory),
         ("idle", "idle: voluntary switches and CPU a minute", idle),
     ];
-    println!("{:<55}  {:<28} figure (median of n)", "what", "who");
+    println!("{:<55}  {:<28} figure: median (least–most, n)", "what", "who");
     for (word, title, measure) in rows {
         if !wanted.is_empty() && !wanted.iter().any(|w| w == word) {
             continue;
@@ -43,6 +43,24 @@ fn main() {
         }
     }
     println!("\nbinary: {:.2} MiB", fs::metadata(bed::binary()).map_or(0.0, |m| m.len() as f64 / 1_048_576.0));
+    if let Some(crates) = crates() {
+        println!("crates in its tree, itself included: {crates}");
+    }
+}
+
+/// How many crates the program is made of, by `cargo tree`.
+fn crates() -> Option<usize> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let tree = Command::new(cargo)
+        .args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--no-dedupe"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&tree.stdout).into_owned();
+    let names: std::collections::BTreeSet<&str> =
+        text.lines().map(|l| l.trim_end_matches(" (*)")).filter(|l| !l.is_empty()).collect();
+    tree.status.success().then_some(names.len())
 }
 
 /// One figure of one tool.
@@ -60,10 +78,16 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn milliseconds(who: &str, values: Vec<f64>) -> Cell {
+/// The median of several runs, and how far they spread.
+fn spread(values: Vec<f64>, unit: &str) -> String {
     let n = values.len();
-    let worst = values.iter().copied().fold(0.0, f64::max);
-    cell(who, if n == 0 { "–".into() } else { format!("{:.1} ms  (n {n}, worst {worst:.1})", median(values)) })
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(0.0, f64::max);
+    if n == 0 { "–".into() } else { format!("{:.1} {unit}  ({least:.1}–{most:.1}, n {n})", median(values)) }
+}
+
+fn milliseconds(who: &str, values: Vec<f64>) -> Cell {
+    cell(who, spread(values, "ms"))
 }
 
 fn installed(program: &str) -> bool {
@@ -338,13 +362,18 @@ fn takeover() -> Vec<Cell> {
     let ground = Bed::new("takeover");
     let pg = Postgres::start(&ground);
     let mut cells = Vec::new();
-    for (who, url) in [("locum, PostgreSQL", Some(pg.url())), ("locum, file", None)] {
+    let ours = [
+        ("locum, PostgreSQL, ttl 2 s", Some(pg.url()), "2s"),
+        ("locum, PostgreSQL, ttl 500 ms", Some(pg.url()), "500ms"),
+        ("locum, file, ttl 2 s", None, "2s"),
+    ];
+    for (who, url, ttl) in ours {
         let mut values = Vec::new();
         for _ in 0..7 {
             pg.sql("drop schema if exists locum cascade");
             let bed = Bed::new("takeover");
             let store = url.clone().unwrap_or_else(|| bed.file_store());
-            let (mut a, mut b) = pair(&bed, &store, "2s");
+            let (mut a, mut b) = pair(&bed, &store, ttl);
             a.crash();
             values.extend(gap(&bed));
             b.stop();
@@ -474,6 +503,7 @@ fn ours(bed: &Bed, pg: &Postgres, endpoint: &Endpoint) -> Vec<(&'static str, Nod
     let health = format!("url = \"{}\"", endpoint.url());
     vec![
         ("locum, no store", plain("a").start()),
+        ("locum, no store, health", plain("e").env("LOCUM_SERVICE", "healthy").set("health", &health).start()),
         ("locum, file store", plain("b").store(&bed.file_store()).ttl("20s").start()),
         ("locum, PostgreSQL + TLS", plain("c").store(&pg.url()).ttl("20s").start()),
         (
@@ -492,6 +522,8 @@ fn of_processes(settle: f64, take: impl Fn(&[(String, Vec<i32>)]) -> Vec<String>
     let peers: Vec<(&str, Supervised)> = tools(&["runsv", "s6-supervise", "supervisord", "monit"])
         .map(|t| (t, Supervised::start(t, "--alone")))
         .collect();
+    // A page of a file that was not written to disk yet counts as dirty, whoever maps it.
+    nix::unistd::sync();
     sleep(s(settle));
     let mut all: Vec<(String, Vec<i32>)> =
         nodes.iter().map(|(who, n)| ((*who).to_owned(), vec![n.keeper(), n.wait_agent()])).collect();
