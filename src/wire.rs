@@ -10,7 +10,8 @@ use crate::core::{Boot, Exit, Level, Limits, MEMO_MAX, Order, Report, Snapshot, 
 use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, getsockopt, recv, send, socketpair};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -71,6 +72,14 @@ impl From<Errno> for WireError {
 pub struct End(OwnedFd);
 
 impl End {
+    /// The pid of the process that made the pair: of the keeper, as an agent sees it.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn maker(&self) -> io::Result<i32> {
+        Ok(getsockopt(&self.0, PeerCredentials)?.pid())
+    }
+
     /// Two ends that are connected, both non-blocking and closed by exec.
     ///
     /// # Errors

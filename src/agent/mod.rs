@@ -105,7 +105,8 @@ struct Agent<'a> {
 impl<'a> Agent<'a> {
     fn new(config: &'a Config, wire: End, cgroup: Option<CgroupFds>) -> Result<Agent<'a>, String> {
         let snapshot = first_words(&wire)?;
-        let mut keeper = tree::Watch::begin(&snapshot.instance, cgroup);
+        let keeper_pid = wire.maker().map_err(|error| format!("cannot learn who the keeper is: {error}"))?;
+        let mut keeper = tree::Watch::begin(keeper_pid, &snapshot.instance, cgroup);
         if let Tree::Running { pid, .. } | Tree::Ending { pid } = snapshot.tree {
             keeper.leader(Some(pid));
         }
@@ -138,7 +139,7 @@ impl<'a> Agent<'a> {
             config,
             wire,
             keeper,
-            keeper_pid: nix::unistd::getppid().as_raw(),
+            keeper_pid,
             _control: None,
             orphaned: false,
             snapshot,

@@ -41,12 +41,17 @@ pub struct Watch {
 const BURIAL: Duration = Duration::from_secs(2);
 
 impl Watch {
-    /// Begins the watch; to be called early in the agent, while the keeper lives.
-    /// `instance` is what the keeper's Hello says.
-    pub fn begin(instance: &str, cgroup: Option<CgroupFds>) -> Watch {
-        let keeper = parent_id() as i32;
-        let handle = sys::open_process(keeper).ok();
-        let keeper_start = proc::start_of(keeper);
+    /// Begins the watch; to be called early in the agent. `keeper` is the pid at the other
+    /// end of the wire, `instance` what the keeper's Hello says.
+    pub fn begin(keeper: i32, instance: &str, cgroup: Option<CgroupFds>) -> Watch {
+        let mut handle = sys::open_process(keeper).ok();
+        let mut keeper_start = proc::start_of(keeper);
+        // Still our parent, after both were taken: so they are the keeper's. If it is dead
+        // already, its number may be anybody's, and our parent is whoever adopts orphans.
+        if parent_id() as i32 != keeper {
+            handle = None;
+            keeper_start = None;
+        }
         let mark = format!("{MARK}={instance}").into_bytes();
         Watch { keeper, handle, keeper_start, cgroup, mark, leader: None }
     }
@@ -186,6 +191,15 @@ fn descendants(processes: &[(i32, proc::Stat)], root: i32, except: i32) -> HashS
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_keeper_that_is_not_our_parent_any_more_is_dead_whoever_has_its_number() {
+        let parent = parent_id() as i32;
+        assert!(Watch::begin(parent, "i", None).keeper_lives());
+        // The first process adopts orphans: it must never be taken for a keeper.
+        let watch = Watch::begin(if parent == 1 { std::process::id() as i32 } else { 1 }, "i", None);
+        assert!(!watch.keeper_lives() && watch.handle.is_none());
+    }
 
     #[test]
     fn the_agent_and_its_own_are_not_of_the_tree() {
