@@ -103,6 +103,22 @@ pub fn expect_children() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
+/// Puts this process before all ordinary ones, where that is allowed (CAP_SYS_NICE): a
+/// deadline must not wait until a busy machine finds a processor for it. Returns the nice
+/// value of before, which its children have to be given, as they start with none; nothing
+/// if the policy stays as it was: not allowed, or somebody has chosen one already.
+pub fn take_precedence() -> Option<i32> {
+    // SAFETY: takes numbers only.
+    let (policy, nice) = unsafe { (libc::sched_getscheduler(0), libc::getpriority(libc::PRIO_PROCESS, 0)) };
+    if policy != libc::SCHED_OTHER {
+        return None;
+    }
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: `lowest` outlives the call. RESET_ON_FORK keeps the policy from every child.
+    let taken = unsafe { libc::sched_setscheduler(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, &lowest) } == 0;
+    taken.then_some(nice)
+}
+
 /// Keeps the pages that this process has touched and will touch in memory, if that is
 /// allowed without a limit: under a limit, growth of the stack would end in SIGSEGV.
 /// Says whether they are kept.
@@ -432,6 +448,8 @@ pub struct Setup<'a> {
     pub ignored: &'a [i32],
     /// Written to `/proc/self/oom_score_adj`.
     pub oom_score: Option<&'a [u8]>,
+    /// Its nice value, if not the one it starts with.
+    pub nice: Option<i32>,
     /// User id, group id and all groups.
     pub user: Option<(u32, u32, &'a [u32])>,
     /// Working directory.
@@ -594,6 +612,9 @@ unsafe fn enter(
         }
         for signal in setup.ignored {
             libc::signal(*signal, libc::SIG_IGN);
+        }
+        if let Some(nice) = setup.nice {
+            libc::setpriority(libc::PRIO_PROCESS, 0, nice);
         }
         if let Some(score) = setup.oom_score {
             let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);

@@ -535,6 +535,9 @@ impl Node {
         }
         self.notice_doubt(now);
         self.watch_keeper(now);
+        if self.calling.is_none() && self.held.is_some() && now.has_reached(self.write_at) {
+            self.command.hurry(now);
+        }
         self.watch_command(now);
         if let Life::Over { code } = self.command.life
             && self.finish.is_none()

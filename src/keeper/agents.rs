@@ -40,6 +40,7 @@ pub struct Agents {
     /// `cgroup.kill` and `cgroup.events`.
     cgroup: Option<[OwnedFd; 2]>,
     silence: Duration,
+    nice: Option<i32>,
     current: Option<Agent>,
     /// A killed one that is not reaped yet, or 0.
     dying: i32,
@@ -62,6 +63,7 @@ impl Agents {
         program: Vec<OsString>,
         cgroup: Option<&Cgroup>,
         silence: Duration,
+        nice: Option<i32>,
     ) -> io::Result<Agents> {
         let (file, mut arguments) = match program.first() {
             Some(path) => (Executable::Paths(vec![CString::new(path.as_bytes())?]), program),
@@ -87,6 +89,7 @@ impl Agents {
             config: sys::lift(sys::sealed(c"locum-config", &json)?.as_fd())?,
             cgroup,
             silence,
+            nice,
             current: None,
             dying: 0,
             dying_until: Boot::ZERO,
@@ -128,6 +131,7 @@ impl Agents {
             cgroup: None,
             ignored: &IGNORED,
             oom_score: None,
+            nice: self.nice,
             user: None,
             directory: None,
             // It has to outlive us, to kill what we would leave.

@@ -2,8 +2,9 @@
 //!
 //! It starts the command when the agent says so and the lease allows it, forwards
 //! signals, reaps, and kills the whole tree when a limit passes, whatever has become
-//! of the agent. What it must never do: wait for anybody, allocate while a command
-//! runs, write to a log that can block, or say "gone" while something is left.
+//! of the agent. What it must never do: wait for anybody, allocate on the way to a
+//! kill (a memo or a start order may), write to a log that can block, or say "gone"
+//! while something is left.
 
 mod agents;
 mod life;
@@ -126,13 +127,21 @@ impl Keeper {
         let notify = Notify::from_environment();
         let instance = sys::random_name().map_err(step("draw an instance"))?;
 
+        for (path, outcome) in tree::sweep_left_overs(LEFT_OVERS) {
+            let path = path.display();
+            match outcome {
+                Ok(()) => say::to_stderr(format_args!("killed what a dead keeper left, and removed {path}")),
+                Err(e) => say::to_stderr(format_args!("cannot remove {path}, which a dead keeper left: {e}")),
+            }
+        }
+        let nice = sys::take_precedence();
         let cgroup = Cgroup::make();
         let mut cause = cgroup.as_ref().err().map(|e| e.to_string());
         let original_oom_score = lower_oom_score();
-        let tree = CommandTree::prepare(config, &instance, original_oom_score, cgroup.ok());
+        let tree = CommandTree::prepare(config, &instance, original_oom_score, nice, cgroup.ok());
         let tree = tree.map_err(step("prepare the command"))?;
         let silence = config.lease.as_ref().map_or(Duration::from_secs(45), |l| l.timing.silence());
-        let agents = Agents::prepare(config, prepared.agent.clone(), tree.cgroup(), silence);
+        let agents = Agents::prepare(config, prepared.agent.clone(), tree.cgroup(), silence, nice);
         let agents = agents.map_err(step("prepare the agent"))?;
 
         let mut memo = Vec::new();
@@ -171,21 +180,14 @@ impl Keeper {
             leave: Leave::Stay,
         };
         // The agent's own start takes the longest: what can be done meanwhile is done meanwhile.
-        // It waits for our first word, so nothing is started beside what an earlier keeper left.
+        // It waits for our first word.
         let _ = keeper.agents.spawn(sys::now());
         if let Err(error) = keeper.tree.try_cgroup() {
             // It holds a cgroup that would stay empty: that must never be taken for a proof.
             keeper.agents.dismiss();
-            let agents = Agents::prepare(config, prepared.agent, None, silence);
+            let agents = Agents::prepare(config, prepared.agent, None, silence, nice);
             keeper.agents = agents.map_err(step("prepare the agent"))?;
             cause = Some(error.to_string());
-        }
-        for (path, outcome) in tree::sweep_left_overs(LEFT_OVERS) {
-            let path = path.display();
-            match outcome {
-                Ok(()) => say::to_stderr(format_args!("killed what a dead keeper left, and removed {path}")),
-                Err(e) => say::to_stderr(format_args!("cannot remove {path}, which a dead keeper left: {e}")),
-            }
         }
         sys::trim_heap();
         sys::lock_memory();
@@ -280,7 +282,7 @@ impl Keeper {
             Phase::Running if now.has_reached(limits.term_at) => {
                 // The moment of the kill is fixed with the stop: no later renewal moves it.
                 self.apply(Event::Stop { until: limits.kill_at }, now);
-                self.tell(Level::Error, format_args!("the lease was not renewed in time: the command is told to stop"));
+                self.tell(Level::Info, format_args!("the stop signal was sent: the lease was not renewed in time"));
             }
             Phase::Stopping { until } if now.has_reached(until) => {
                 self.apply(Event::Kill, now);
@@ -447,7 +449,10 @@ impl Keeper {
             None
         };
         let (next, deed) = self.phase.step(Event::Start);
-        let refusal = refusal.or((deed != Deed::Launch).then_some((Errno::EBUSY, "the command is not gone")));
+        if deed != Deed::Launch {
+            // No report: "failed" would say that nothing runs. The agent hears "gone" when that is true.
+            return self.tell(Level::Error, format_args!("refused to start the command: it is not gone"));
+        }
         if let Some((errno, why)) = refusal {
             self.report(&Report::StartFailed { stage: Stage::Fork, errno: errno as i32 });
             return self.tell(Level::Error, format_args!("refused to start the command: {why}"));

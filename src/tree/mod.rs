@@ -40,6 +40,7 @@ pub struct CommandTree {
     directory: Option<CString>,
     user: Option<(u32, u32, Vec<u32>)>,
     oom_score: Option<Vec<u8>>,
+    nice: Option<i32>,
     input: Option<OwnedFd>,
     proc: Proc,
     cgroup: Option<Cgroup>,
@@ -75,8 +76,8 @@ pub enum Left {
 }
 
 impl CommandTree {
-    /// Prepares everything that a start needs. `original_oom_score` is what the
-    /// command gets back.
+    /// Prepares everything that a start needs. `original_oom_score` and `nice` are
+    /// what the command gets back.
     ///
     /// # Errors
     /// When `/proc` or `/dev/null` is missing, or the command cannot be laid out.
@@ -84,6 +85,7 @@ impl CommandTree {
         config: &Config,
         instance: &str,
         original_oom_score: Option<Vec<u8>>,
+        nice: Option<i32>,
         cgroup: Option<Cgroup>,
     ) -> io::Result<CommandTree> {
         let (program, slots) = program::command(config, instance)?;
@@ -105,6 +107,7 @@ impl CommandTree {
             directory: directory.transpose()?,
             user: user.map(|u| (u.uid, u.gid, u.groups.clone())),
             oom_score: original_oom_score,
+            nice,
             input,
             proc: Proc::open()?,
             cgroup,
@@ -147,6 +150,7 @@ impl CommandTree {
             cgroup: self.cgroup.as_ref().map(Cgroup::entry),
             ignored: &[],
             oom_score: self.oom_score.as_deref(),
+            nice: self.nice,
             user: self.user.as_ref().map(|(uid, gid, groups)| (*uid, *gid, groups.as_slice())),
             directory: self.directory.as_deref(),
             parent_death: ParentDeath::Kill,
