@@ -1,6 +1,6 @@
 //! The few system calls that the libraries lack, as safe functions; the only `unsafe`.
 //!
-//! Nothing here decides anything. How a program is started is in [`spawn`](mod@spawn).
+//! Nothing here decides anything. How a program is started is in `spawn.rs`.
 
 #![allow(unsafe_code)]
 
